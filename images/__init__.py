@@ -1,0 +1,1 @@
+"""Base images: recipes, deterministic composition and the catalogue of what was built."""

@@ -1,0 +1,1 @@
+"""What a sandbox may do and use: frozen models and presets."""

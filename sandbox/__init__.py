@@ -1,0 +1,1 @@
+"""The controller: workspaces, engines, ledger, decision and promotion."""

@@ -1,0 +1,258 @@
+"""Domain data: what a sandbox is asked, how it ended, and the record of an experiment.
+
+All models are frozen and closed. Times are RFC 3339 UTC strings, durations seconds, sizes bytes.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION = 1
+Goal = Literal["min", "max"]
+
+
+class Model(BaseModel):
+    """Base of all domain data: immutable, unknown keys refused, NaN and infinities kept out of JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="null")
+
+
+class Stage(StrEnum):
+    """One kind of sandbox in an experiment."""
+
+    PREPARE = "prepare"
+    TRAIN = "train"
+    EVALUATE = "evaluate"
+
+
+class Reason(StrEnum):
+    """How a sandbox ended, told by the host's evidence."""
+
+    COMPLETED = "completed"
+    CRASH = "crash"
+    TIMEOUT = "timeout"
+    OOM = "oom"
+    PIDS = "pids"
+    DISK = "disk"
+    OUTPUT = "output"
+    INTERRUPTED = "interrupted"
+
+
+class Verdict(StrEnum):
+    """What an experiment came to."""
+
+    BASELINE = "baseline"
+    KEEP = "keep"
+    DISCARD = "discard"
+    PENDING = "pending"
+    CRASH = "crash"
+    TIMEOUT = "timeout"
+    OOM = "oom"
+    PIDS = "pids"
+    DISK = "disk"
+    OUTPUT = "output"
+    VRAM = "vram"
+    NO_METRIC = "no_metric"
+    REJECTED = "rejected"
+    TAMPERED = "tampered"
+    QUARANTINE = "quarantine"
+    INVALID = "invalid"
+    INTERRUPTED = "interrupted"
+
+    @property
+    def exit_code(self) -> int:
+        """The process exit code that this verdict ends `arsandbox run` with."""
+        if self in _FINISHED:
+            return 0
+        if self in _REFUSED:
+            return 3
+        return 130 if self is Verdict.INTERRUPTED else 1
+
+
+_FINISHED = {Verdict.BASELINE, Verdict.KEEP, Verdict.DISCARD, Verdict.PENDING}
+_REFUSED = {Verdict.REJECTED, Verdict.TAMPERED, Verdict.QUARANTINE}
+
+
+class Termination(Model):
+    """How a sandbox ended: the typed reason, and the evidence for it in one sentence."""
+
+    reason: Reason
+    exit_code: int | None
+    signal: int | None
+    detail: str
+
+
+class Usage(Model):
+    """What a sandbox used, measured from the host."""
+
+    cpu_s: float = 0.0
+    peak_memory_bytes: int = 0
+    peak_pids: int = 0
+    disk_bytes: int = 0
+    output_bytes: int = 0
+    gpu: dict[str, Any] = Field(default_factory=dict)
+
+
+class Finding(Model):
+    """A remark of an integrity or containment check; `code` is stable, `detail` one sentence."""
+
+    code: str
+    detail: str
+
+
+class ChangedPath(Model):
+    """One path that a run changed in its workspace. `kind` is the kind of what stands there now."""
+
+    path: str
+    change: Literal["added", "modified", "deleted", "replaced"]
+    kind: Literal["file", "directory", "symlink", "other", "nothing"]
+    size: int = 0
+
+
+class ChangeSet(Model):
+    """What a run did to its workspace, read from the overlay's upper layer alone."""
+
+    paths: tuple[ChangedPath, ...] = ()
+    refused: tuple[str, ...] = ()
+    truncated: bool = False
+    bytes: int = 0
+
+
+class Patch(Model):
+    """A candidate's difference to its base: hash of the unified diff, and its size."""
+
+    sha256: str
+    files: tuple[str, ...]
+    insertions: int
+    deletions: int
+
+
+class ImageRef(Model):
+    """An image by the name the user knows and the digest that runs."""
+
+    name: str
+    digest: str
+
+
+class EngineInfo(Model):
+    """The engine that ran a sandbox, and what its isolation consists of."""
+
+    name: str
+    version: str
+    runtime: str
+    isolation: str
+    privilege: Literal["root", "socket"]
+
+
+class PolicyInfo(Model):
+    """The effective policy of the training stage."""
+
+    sha256: str
+    effective: dict[str, Any]
+
+
+class MetricInfo(Model):
+    """The metric that decides, where its value came from, and the value (None: there is none)."""
+
+    name: str
+    goal: Goal
+    value: float | None
+    source: str
+
+
+class Baseline(Model):
+    """What a candidate is compared with: an experiment's id and its trusted value."""
+
+    experiment: str
+    value: float
+
+
+class Decision(Model):
+    """The rule that was applied, the values it saw, and its bound."""
+
+    rule: str
+    runs: tuple[float, ...] = ()
+    bound: float | None = None
+
+
+class Promotion(Model):
+    """A commit made from a winning candidate, and the ref that was moved to it."""
+
+    commit: str
+    ref: str
+
+
+class Timing(Model):
+    """Seconds by the host's monotonic clock."""
+
+    queued_s: float = 0.0
+    setup_s: float = 0.0
+    run_s: float = 0.0
+    evaluate_s: float = 0.0
+    diff_s: float = 0.0
+    teardown_s: float = 0.0
+
+
+class StageRecord(Model):
+    """One stage's run: how it ended, what it used, and the digest of its log."""
+
+    stage: Stage
+    termination: Termination
+    usage: Usage
+    started_at: str
+    wall_s: float
+    log_sha256: str
+    log_truncated: bool
+
+
+class Record(Model):
+    """The record of one experiment, as `run --json` prints it and the ledger keeps it."""
+
+    schema_version: int = SCHEMA_VERSION
+    id: str
+    repo: str
+    branch: str
+    base_commit: str
+    candidate_tree: str
+    patch: Patch
+    description: str = ""
+    image: ImageRef
+    command: tuple[str, ...]
+    seed: int
+    budget_s: float
+    grace_s: float
+    engine: EngineInfo | None
+    policy: PolicyInfo
+    metric: MetricInfo
+    metrics: dict[str, float] = Field(default_factory=dict)
+    self_reported: dict[str, float] = Field(default_factory=dict)
+    trust: Literal["L0", "L1", "L2", "L3", "L4"]
+    setup_sha256: str
+    data_sha256: str | None = None
+    baseline: Baseline | None = None
+    verdict: Verdict
+    reason: str
+    findings: tuple[Finding, ...] = ()
+    decision: Decision | None = None
+    promotion: Promotion | None = None
+    stages: tuple[StageRecord, ...] = ()
+    change_set: ChangeSet = ChangeSet()
+    artifacts: dict[str, str] = Field(default_factory=dict)
+    timing: Timing = Timing()
+    usage: Usage = Usage()
+    exit_code: int | None = None
+    signal: int | None = None
+    started_at: str
+    finished_at: str
+    environment: dict[str, str] = Field(default_factory=dict)
+    previous_hash: str = ""
+    ledger_hash: str = ""
+
+
+def utc_now() -> str:
+    """The current time as RFC 3339 in UTC with milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
