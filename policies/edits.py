@@ -1,0 +1,77 @@
+"""Which edits a candidate may consist of: the gate in front of every run and every promotion."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import pathspec
+
+# Paths that a tool of the host or of the next experiment would execute or obey (containment.md, 33).
+_EXECUTED = re.compile(
+    r"(?:^|/)(?:\.git[^/]*|\.github|\.gitlab-ci\.yml|\.circleci|\.envrc|\.vscode|\.idea|\.cursor[^/]*|\.claude|"
+    r"\.aider[^/]*|\.mcp\.json|AGENTS\.md|CLAUDE\.md|conftest\.py|sitecustomize\.py|usercustomize\.py|"
+    r"[^/]*\.pth|\.pre-commit-config\.yaml|tox\.ini|setup\.cfg|pytest\.ini|arsandbox\.toml)(?:/|$)",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One changed path: git modes before and after (None: absent)."""
+
+    path: str
+    old_mode: str | None
+    new_mode: str | None
+
+
+@dataclass(frozen=True)
+class EditRules:
+    """`editable` and `protected` are gitignore-style patterns of the base commit's config."""
+
+    editable: tuple[str, ...]
+    protected: tuple[str, ...]
+
+    def is_editable(self, path: str) -> bool:
+        """Whether a candidate may change `path`."""
+        return _spec(self.editable).match_file(path) and not self.is_protected(path)
+
+    def is_protected(self, path: str) -> bool:
+        """Whether `path` is declared as protected."""
+        return _spec(self.protected).match_file(path)
+
+    def refusals(self, edits: Iterable[Edit]) -> list[str]:
+        """Why each refused edit is refused, one clear line each; empty when all may pass."""
+        return [line for edit in edits if (line := self._refusal(edit)) is not None]
+
+    def _refusal(self, edit: Edit) -> str | None:
+        path = edit.path
+        if _strange(path):
+            return f"{path!a}: names with control, invisible or ambiguous characters are refused"
+        if self.is_protected(path):
+            return f"{path}: is protected"
+        if not self.is_editable(path):
+            return f"{path}: is not among the editable paths ({', '.join(self.editable)})"
+        if _EXECUTED.search(path) and path not in self.editable:
+            return f"{path}: tools run or obey such a file; name it literally in `editable` to allow it"
+        for mode in (edit.old_mode, edit.new_mode):
+            if mode not in (None, "100644", "100755"):
+                kind = {"120000": "a symlink", "160000": "a submodule"}.get(str(mode), f"mode {mode}")
+                return f"{path}: is {kind}; only regular files may be edited"
+        return None
+
+
+def _strange(path: str) -> bool:
+    return (
+        not path.isprintable()
+        or unicodedata.normalize("NFC", path) != path
+        or any(unicodedata.category(character) in ("Cf", "Co", "Cn", "Cs") for character in path)
+    )
+
+
+def _spec(patterns: Sequence[str]) -> pathspec.GitIgnoreSpec:
+    # Anchored at the root: `train.py` means that one file, not any file of that name.
+    anchored = [pattern if pattern.startswith("/") else f"/{pattern}" for pattern in patterns]
+    return pathspec.GitIgnoreSpec.from_lines(anchored)

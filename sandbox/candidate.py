@@ -1,0 +1,185 @@
+"""Freeze a candidate before it runs: base + patch as a commit in our own object store, hashed.
+
+What is promoted later is this very tree. The working tree is read by descriptors from its root, so
+that a symlink planted in it leads nowhere.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+import pathspec
+
+from arsandbox.policies.edits import Edit, EditRules
+from arsandbox.policies.model import Policy
+from arsandbox.sandbox.errors import UsageError
+from arsandbox.sandbox.models import Patch
+from arsandbox.sandbox.objects import ObjectStore, TreeEntry
+from arsandbox.sandbox.repository import Repository
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_LARGEST_FILE = 64 * 1024**2
+_DEEPEST = 50
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A frozen candidate: `commit` lives in our store over `base`; `diff` is the unified patch."""
+
+    base: str
+    commit: str
+    tree: str
+    patch: Patch
+    diff: bytes
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def is_base(self) -> bool:
+        """Whether nothing was changed: a baseline."""
+        return not self.patch.files
+
+
+def from_commit(objects: ObjectStore, base: str, commit: str) -> Candidate:
+    """The candidate whose tree is that of `commit`, against `base`."""
+    return _frozen(objects, base, commit)
+
+
+def from_patch(objects: ObjectStore, base: str, file: Path) -> Candidate:
+    """The candidate that `file`, a git diff, makes of `base`. Raises UsageError."""
+    try:
+        size = file.stat().st_size
+        patch = file.read_bytes() if size <= _LARGEST_FILE else b""
+    except OSError as error:
+        raise UsageError(f"--patch {file}: {error.strerror}") from error
+    if size > _LARGEST_FILE:
+        raise UsageError(f"--patch {file}: is larger than 64 MiB")
+    if not patch.strip():
+        raise UsageError(f"--patch {file}: is empty", hint="make it with: git diff > edit.patch")
+    return _frozen(objects, base, objects.apply_patch(base, patch, name=str(file)))
+
+
+def from_worktree(repository: Repository, base: str, rules: EditRules) -> Candidate:
+    """The candidate that the working tree makes of `base`: tracked files, and new ones in `editable`.
+
+    Untracked files elsewhere are no part of it and are named in `left_out`, up to twenty.
+    """
+    objects = repository.objects
+    tracked = {entry.path: entry for entry in objects.entries(objects.tree_of(base))}
+    edits: list[tuple[str, TreeEntry | bytes | None, str]] = []
+    root = os.open(repository.worktree, _DIRECTORY)
+    try:
+        found, left_out = _walk(root, set(tracked), rules)
+        for path in sorted(tracked.keys() | found):
+            now = _read(root, path)
+            before = tracked.get(path)
+            if now is None and before is not None and before.mode != "160000":
+                edits.append((path, None, ""))
+            elif now is not None:
+                mode, content = now
+                if before is None or mode != before.mode or _blob_id(content, before.blob) != before.blob:
+                    edits.append((path, content, mode))
+    finally:
+        os.close(root)
+    commit = objects.commit_edit(base, edits) if edits else base
+    return _frozen(objects, base, commit, tuple(left_out))
+
+
+def refusals(candidate: Candidate, objects: ObjectStore, rules: EditRules, policy: Policy) -> list[str]:
+    """Every reason why the policy refuses the candidate, one line each; empty when it may run."""
+    edits = [
+        Edit(change.path, change.old.mode if change.old else None, change.new.mode if change.new else None)
+        for change in objects.changes(candidate.base, candidate.commit)
+    ]
+    lines = rules.refusals(edits)
+    if len(edits) > policy.patch_files:
+        lines.append(f"the patch changes {len(edits)} files; at most {policy.patch_files} are allowed")
+    if len(candidate.diff) > policy.patch_bytes:
+        lines.append(f"the patch has {len(candidate.diff)} bytes; at most {policy.patch_bytes} are allowed")
+    if b"GIT binary patch" in candidate.diff:
+        lines.append("the patch changes a binary file; only text may be edited")
+    return lines
+
+
+def _frozen(objects: ObjectStore, base: str, commit: str, left_out: tuple[str, ...] = ()) -> Candidate:
+    diff = objects.unified_diff(base, commit)
+    inserted, deleted = objects.line_counts(base, commit)
+    files = tuple(change.path.encode("utf-8", "backslashreplace").decode() for change in objects.changes(base, commit))
+    patch = Patch(sha256=hashlib.sha256(diff).hexdigest(), files=files, insertions=inserted, deletions=deleted)
+    return Candidate(base, commit, objects.tree_of(commit), patch, diff, left_out)
+
+
+def _walk(root: int, tracked: set[str], rules: EditRules) -> tuple[set[str], list[str]]:
+    """Untracked files that are editable and not ignored, and the first few others at the top level."""
+    ignored = _ignored(root)
+    found: set[str] = set()
+    whole = False
+    for path in rules.editable:
+        literal = not any(character in path for character in "*?[")
+        if literal and path not in tracked and _read(root, path) is not None:
+            found.add(path)
+        whole |= not literal or _is_directory(root, path)
+    if whole:
+        for directory, below, names, _ in os.fwalk(".", dir_fd=root, follow_symlinks=False):
+            inside = "" if directory == "." else directory.removeprefix("./") + "/"
+            too_deep = inside.count("/") >= _DEEPEST
+            below[:] = [n for n in below if not too_deep and n != ".git" and not ignored.match_file(f"{inside}{n}/")]
+            candidates = (inside + name for name in names)
+            found |= {p for p in candidates if p not in tracked and rules.is_editable(p) and not ignored.match_file(p)}
+    top = {path.split("/", 1)[0] for path in tracked | found} | {".git"}
+    names = sorted(name for name in os.listdir(f"/proc/self/fd/{root}") if name not in top)
+    return found, [name for name in names if not ignored.match_file(name)][:20]
+
+
+def _ignored(root: int) -> pathspec.GitIgnoreSpec:
+    """The repository's own ignore rules (top level), and what Python leaves behind."""
+    lines = ["__pycache__/", "*.py[co]"]
+    for path in (".gitignore", ".git/info/exclude"):
+        found = _read(root, path)
+        if found is not None:
+            lines += found[1].decode("utf-8", "replace").splitlines()
+    return pathspec.GitIgnoreSpec.from_lines(lines)
+
+
+def _is_directory(root: int, path: str) -> bool:
+    try:
+        return stat.S_ISDIR(os.stat(path, dir_fd=root, follow_symlinks=False).st_mode)
+    except OSError:
+        return False
+
+
+def _read(root: int, path: str) -> tuple[str, bytes] | None:
+    """(git mode, content) of the file or symlink at `path`, or None where there is none."""
+    *parents, name = path.split("/")
+    directory = os.dup(root)
+    try:
+        for parent in parents:
+            inner = os.open(parent, _DIRECTORY, dir_fd=directory)
+            os.close(directory)
+            directory = inner
+        found = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        if stat.S_ISLNK(found.st_mode):
+            return "120000", os.fsencode(os.readlink(name, dir_fd=directory))
+        if not stat.S_ISREG(found.st_mode):
+            return None
+        if found.st_size > _LARGEST_FILE:
+            raise UsageError(f"{path}: is larger than 64 MiB; it cannot be part of a candidate")
+        with open(os.open(name, _FILE, dir_fd=directory), "rb") as file:
+            return ("100755" if found.st_mode & 0o100 else "100644"), file.read(_LARGEST_FILE)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return None
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
+    finally:
+        os.close(directory)
+
+
+def _blob_id(content: bytes, like: str) -> str:
+    """The id git gives the blob `content`, by the same hash as the id `like`."""
+    algorithm = "sha1" if len(like) == 40 else "sha256"
+    return hashlib.new(algorithm, b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()

@@ -1,0 +1,320 @@
+"""A private git object store that reads the user's objects and keeps ours.
+
+It is a bare repository in the state directory whose `alternates` name the user's object directory.
+All plumbing runs here: the user's git config, hooks, attributes and index are never consulted, and
+a losing candidate never writes a byte into the user's repository.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from arsandbox.sandbox.errors import RepositoryError, UsageError
+
+EMPTY_ID = "0" * 40
+
+
+@dataclass(frozen=True)
+class TreeEntry:
+    """One file of a tree: `mode` as git writes it (`100644`, `100755`, `120000`, `160000`)."""
+
+    path: str
+    mode: str
+    blob: str
+
+
+@dataclass(frozen=True)
+class Change:
+    """One path that differs between two trees; `new` or `old` is None where the path is absent."""
+
+    path: str
+    old: TreeEntry | None
+    new: TreeEntry | None
+
+
+def git_environment(git_directory: Path, *, index: Path | None = None) -> dict[str, str]:
+    """A minimal environment for git: no user or system config, no hooks, no prompts, no replace refs."""
+    environment = {
+        "PATH": os.environ.get("PATH", os.defpath),
+        "HOME": os.devnull,
+        "LC_ALL": "C",
+        "GIT_DIR": str(git_directory),
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        "GIT_ATTR_NOSYSTEM": "1",
+        "GIT_NO_REPLACE_OBJECTS": "1",
+        "GIT_NO_LAZY_FETCH": "1",
+        "GIT_TERMINAL_PROMPT": "0",
+        "GIT_OPTIONAL_LOCKS": "0",
+        "GIT_AUTHOR_NAME": "arsandbox",
+        "GIT_AUTHOR_EMAIL": "arsandbox@localhost",
+        "GIT_COMMITTER_NAME": "arsandbox",
+        "GIT_COMMITTER_EMAIL": "arsandbox@localhost",
+    }
+    return environment if index is None else {**environment, "GIT_INDEX_FILE": str(index)}
+
+
+SAFE_OPTIONS = (
+    "-c", "core.hooksPath=/dev/null",
+    "-c", "core.fsmonitor=false",
+    "-c", "core.logAllRefUpdates=true",
+    "-c", "gc.auto=0",
+    "-c", "maintenance.auto=false",
+)  # fmt: skip
+
+
+def run_git(
+    git_directory: Path,
+    arguments: Sequence[str],
+    *,
+    stdin: bytes = b"",
+    check: bool = True,
+    index: Path | None = None,
+) -> subprocess.CompletedProcess[bytes]:
+    """Run git on `git_directory` outside any work tree. Raises RepositoryError with git's own last line."""
+    try:
+        done = subprocess.run(
+            ["git", *SAFE_OPTIONS, *arguments],
+            input=stdin,
+            capture_output=True,
+            check=False,
+            cwd="/",
+            env=git_environment(git_directory, index=index),
+        )
+    except FileNotFoundError as error:
+        raise RepositoryError("git is not installed", hint="sudo apt-get install git") from error
+    if check and done.returncode != 0:
+        lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
+        raise RepositoryError(f"git {arguments[0]} failed: {lines[-1]}")
+    return done
+
+
+class ObjectStore:
+    """Trees, blobs and candidate commits of one repository."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    @classmethod
+    def open(cls, directory: Path, *, alternate: Path, object_format: str, shallow: Path | None) -> ObjectStore:
+        """Open or create the store in `directory` over the user's object directory `alternate`."""
+        if not (directory / "HEAD").exists():
+            fresh = Path(tempfile.mkdtemp(prefix="objects-", dir=directory.parent))
+            run_git(
+                fresh,
+                ["init", "--quiet", "--bare", "--template=", f"--object-format={object_format}", str(fresh)],
+            )
+            try:
+                fresh.rename(directory)
+            except OSError:  # another controller was faster: its store is as good
+                if not (directory / "HEAD").exists():
+                    raise
+        information = directory / "objects" / "info"
+        information.mkdir(parents=True, exist_ok=True)
+        alternates = information / "alternates"
+        wanted = os.fsencode(alternate) + b"\n"
+        if not alternates.exists() or alternates.read_bytes() != wanted:
+            alternates.write_bytes(wanted)
+        own_shallow = directory / "shallow"
+        if shallow is not None:
+            own_shallow.write_bytes(shallow.read_bytes())
+        else:
+            own_shallow.unlink(missing_ok=True)
+        return cls(directory)
+
+    def git(self, *arguments: str, stdin: bytes = b"", index: Path | None = None) -> bytes:
+        """Standard output of one git command in the store. Raises RepositoryError."""
+        return run_git(self.directory, arguments, stdin=stdin, index=index).stdout
+
+    def tree_of(self, commit: str) -> str:
+        """The tree id of `commit`."""
+        return self.git("rev-parse", "--verify", "--end-of-options", f"{commit}^{{tree}}").decode().strip()
+
+    def entries(self, tree: str) -> Iterator[TreeEntry]:
+        """Every file, symlink and submodule of `tree`, in git's order."""
+        for row in self.git("ls-tree", "-r", "-z", "--full-tree", tree).split(b"\0"):
+            if row:
+                head, _, name = row.partition(b"\t")
+                mode, _, blob = head.decode().split(" ")
+                yield TreeEntry(os.fsdecode(name), mode, blob)
+
+    def changes(self, old: str, new: str) -> list[Change]:
+        """The paths in which the trees (or commits) differ; renames are a deletion and an addition."""
+        rows = self.git("diff-tree", "-r", "-z", "--raw", "--no-renames", "--full-index", old, new).split(b"\0")
+        found = []
+        for head, name in zip(rows[0::2], rows[1::2], strict=False):
+            path = os.fsdecode(name)
+            old_mode, new_mode, old_blob, new_blob, _ = head.decode().lstrip(":").split(" ")
+            found.append(
+                Change(
+                    path,
+                    None if old_mode == "000000" else TreeEntry(path, old_mode, old_blob),
+                    None if new_mode == "000000" else TreeEntry(path, new_mode, new_blob),
+                )
+            )
+        return found
+
+    def files_below(self, tree: str, path: str) -> list[str]:
+        """The files of `tree` at or below `path` (literally), up to git's own order; empty where none."""
+        rows = self.git("ls-tree", "-r", "-z", "--full-tree", "--name-only", tree, "--", path).split(b"\0")
+        return [os.fsdecode(row) for row in rows if row]
+
+    def read(self, revision_path: str) -> bytes | None:
+        """The blob at `<revision>:<path>`, or None where there is none."""
+        done = run_git(self.directory, ["cat-file", "blob", revision_path], check=False)
+        return done.stdout if done.returncode == 0 else None
+
+    @contextmanager
+    def blobs(self) -> Iterator[BlobReader]:
+        """A reader that streams many blobs through one git process."""
+        with (
+            tempfile.TemporaryFile() as errors,
+            subprocess.Popen(
+                ["git", "cat-file", "--batch"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                cwd="/",
+                env=git_environment(self.directory),
+            ) as process,
+        ):
+            yield BlobReader(process)
+
+    def unified_diff(self, old: str, new: str) -> bytes:
+        """The patch from `old` to `new`, binary-safe, without external drivers or rename detection."""
+        return self.git(
+            "diff-tree", "-p", "--binary", "--full-index", "--no-ext-diff", "--no-textconv", "--no-renames",
+            "--no-color", old, new,
+        )  # fmt: skip
+
+    def line_counts(self, old: str, new: str) -> tuple[int, int]:
+        """Inserted and deleted lines from `old` to `new` (binary files count as none)."""
+        inserted = deleted = 0
+        for row in self.git("diff-tree", "-r", "--numstat", "--no-renames", "-z", old, new).split(b"\0"):
+            if row:
+                plus, minus, _ = row.split(b"\t", 2)
+                inserted += int(plus) if plus != b"-" else 0
+                deleted += int(minus) if minus != b"-" else 0
+        return inserted, deleted
+
+    def commit_edit(self, parent: str, edits: Iterable[tuple[str, TreeEntry | bytes | None, str]]) -> str:
+        """Write a commit over `parent` and return its id: costs the edit, not the size of the tree.
+
+        Each edit is (path, content, mode): content is bytes, an entry whose blob exists, or None to
+        delete. Author and dates are fixed, so the same edit gives the same commit.
+        """
+        stream = bytearray(b"feature done\ncommit refs/arsandbox/candidate\n")
+        stream += b"committer arsandbox <arsandbox@localhost> 0 +0000\ndata 9\ncandidate\n"
+        stream += b"from " + parent.encode() + b"\n"
+        for path, content, mode in edits:
+            name = _quote(path)
+            if content is None:
+                stream += b"D " + name + b"\n"
+            elif isinstance(content, TreeEntry):
+                stream += b"M %s %s %s\n" % (mode.encode(), content.blob.encode(), name)
+            else:
+                stream += b"M %s inline %s\ndata %d\n" % (mode.encode(), name, len(content))
+                stream += content + b"\n"
+        # The ref only lives in this private store, under a name of this process: the id is the result.
+        ref = f"refs/arsandbox/candidate-{os.getpid()}-{os.urandom(4).hex()}"
+        stream = stream.replace(b"refs/arsandbox/candidate\n", ref.encode() + b"\n", 1)
+        self.git("fast-import", "--quiet", "--force", stdin=bytes(stream) + b"done\n")
+        commit = self.git("rev-parse", "--verify", ref).decode().strip()
+        self.git("update-ref", "-d", ref)
+        return commit
+
+    def apply_patch(self, base: str, patch: bytes, *, name: str) -> str:
+        """A commit that is `base` with `patch` applied; touches only the paths that the patch names.
+
+        Raises UsageError when the patch is empty or does not apply.
+        """
+        listed = run_git(self.directory, ["apply", "--numstat", "-z", "-"], stdin=patch, check=False)
+        paths = _numstat_paths(listed.stdout)
+        if listed.returncode != 0 or not paths:
+            raise UsageError(
+                f"--patch {name}: holds no change that git can read",
+                hint="make it with: git diff > edit.patch",
+            )
+        present = b"".join(
+            self.git("ls-tree", "-r", "-z", "--full-tree", base, "--", *paths[start : start + 500])
+            for start in range(0, len(paths), 500)
+        )
+        with tempfile.TemporaryDirectory(prefix="index-", dir=self.directory) as scratch:
+            index = Path(scratch) / "index"
+            self.git("update-index", "-z", "--index-info", stdin=present, index=index)
+            done = run_git(
+                self.directory,
+                ["apply", "--cached", "--whitespace=nowarn", "-"],
+                stdin=patch,
+                check=False,
+                index=index,
+            )
+            if done.returncode != 0:
+                lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
+                raise UsageError(
+                    f"--patch {name}: does not apply to {base[:12]}: {lines[0].removeprefix('error: ')}",
+                    hint="make it against the base commit: git diff > edit.patch",
+                )
+            after = self.git("ls-files", "-s", "-z", index=index)
+        edits: list[tuple[str, TreeEntry | bytes | None, str]] = []
+        seen = set()
+        for row in after.split(b"\0"):
+            if row:
+                head, _, raw = row.partition(b"\t")
+                mode, blob, _ = head.decode().split(" ")
+                path = os.fsdecode(raw)
+                seen.add(path)
+                edits.append((path, TreeEntry(path, mode, blob), mode))
+        edits += [(path, None, "") for path in paths if path not in seen]
+        return self.commit_edit(base, edits)
+
+
+class BlobReader:
+    """Reads blobs one after the other from `git cat-file --batch`."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdin is not None and process.stdout is not None  # noqa: S101 - asked for pipes
+        self._request, self._answer = process.stdin, process.stdout
+
+    def read(self, blob: str) -> bytes:
+        """The content of `blob`. Raises RepositoryError when the repository lacks it."""
+        self._request.write(blob.encode() + b"\n")
+        self._request.flush()
+        head = self._answer.readline().decode().split()
+        if len(head) != 3 or head[1] != "blob":
+            raise RepositoryError(
+                f"object {blob} is missing from the repository",
+                hint="a partial clone? fetch everything: git fetch --refetch --no-filter",
+            )
+        content = self._answer.read(int(head[2]))
+        self._answer.read(1)
+        return content
+
+
+def _numstat_paths(listing: bytes) -> list[str]:
+    """Every path in `git apply --numstat -z`: renames are listed as `\\0old\\0new`."""
+    rows = listing.split(b"\0")
+    paths: list[str] = []
+    position = 0
+    while position < len(rows) and rows[position]:
+        name = rows[position].split(b"\t", 2)[2]
+        if name:
+            paths.append(os.fsdecode(name))
+            position += 1
+        else:
+            paths += [os.fsdecode(rows[position + 1]), os.fsdecode(rows[position + 2])]
+            position += 3
+    return paths
+
+
+def _quote(path: str) -> bytes:
+    """`path` as a C-style quoted string of fast-import."""
+    raw = os.fsencode(path)
+    escaped = raw.replace(b"\\", b"\\\\").replace(b'"', b'\\"').replace(b"\n", b"\\n")
+    return b'"' + escaped + b'"'
