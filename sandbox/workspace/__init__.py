@@ -1,0 +1,1 @@
+"""Snapshots of repositories, overlay layers, and reading back what a run left."""
