@@ -1,0 +1,98 @@
+"""What the engine is asked for: one container's creation request, hardened, from a specification."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import docker
+from docker.types import LogConfig, Mount, Ulimit
+
+from arsandbox.sandbox.engines.port import SandboxSpec
+
+WORKSPACE = "/workspace"
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def host_config(api: docker.APIClient, spec: SandboxSpec, *, volume: str) -> dict[str, Any]:
+    """The container's host configuration: read-only root, no network, no capability, hard limits."""
+    limits = spec.limits
+    mounts = [
+        # no_copy: else the engine copies the image's /workspace into the upper layer, as root.
+        Mount(WORKSPACE, volume, type="volume", no_copy=True),
+        *(Mount(mount.target, str(mount.source), type="bind", read_only=True) for mount in spec.mounts),
+    ]
+    config: dict[str, Any] = api.create_host_config(
+        mounts=mounts,
+        read_only=True,
+        network_mode="none",
+        cap_drop=["ALL"],
+        security_opt=["no-new-privileges"],
+        privileged=False,
+        ipc_mode="private",
+        nano_cpus=int(limits.cpus * 1e9),
+        mem_limit=limits.memory_bytes,
+        memswap_limit=limits.memory_bytes,
+        mem_swappiness=None,
+        pids_limit=limits.pids,
+        shm_size=limits.shm_bytes,
+        tmpfs={"/tmp": f"rw,nosuid,nodev,mode=1777,size={limits.tmp_bytes},nr_inodes={limits.disk_inodes}"},  # noqa: S108
+        ulimits=[
+            Ulimit(name="core", soft=0, hard=0),
+            Ulimit(name="nofile", soft=limits.open_files, hard=limits.open_files),
+            Ulimit(name="memlock", soft=64 * 1024, hard=64 * 1024),
+        ],
+        log_config=LogConfig(type="none"),
+        restart_policy={"Name": "no"},
+        auto_remove=False,  # it would destroy the exit code and the OOM flag
+        devices=[],
+    )
+    config["CgroupnsMode"] = "private"
+    return config
+
+
+def environment(spec: SandboxSpec, uid: int) -> dict[str, str]:
+    """Every variable that the command gets; the image's own loader and GPU variables are overridden."""
+    threads = str(max(1, int(spec.limits.cpus)))
+    return {
+        "PATH": _PATH,
+        "HOME": "/tmp",  # noqa: S108 - the sandbox's own tmpfs
+        "USER": "sandbox",
+        "LOGNAME": "sandbox",
+        "LANG": "C.UTF-8",
+        "TMPDIR": "/tmp",  # noqa: S108
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "OMP_NUM_THREADS": threads,
+        "OPENBLAS_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "NVIDIA_VISIBLE_DEVICES": "void",
+        "NVIDIA_DRIVER_CAPABILITIES": "",
+        "LD_PRELOAD": "",
+        "LD_LIBRARY_PATH": "",
+        "ARSANDBOX_STAGE": spec.stage.value,
+        "ARSANDBOX_UID": str(uid),
+        **spec.environment,
+    }
+
+
+def create(api: docker.APIClient, spec: SandboxSpec, *, name: str, volume: str, uid: int) -> str:
+    """Create (not start) the container and return its id. Raises the SDK's exceptions."""
+    created = api.create_container(
+        image=spec.image.digest,
+        command=list(spec.command),
+        entrypoint=[],
+        name=name,
+        hostname="sandbox",
+        user=f"{uid}:{uid}",
+        working_dir=WORKSPACE,
+        environment=environment(spec, uid),
+        labels=spec.labels,
+        network_disabled=True,
+        stdin_open=False,
+        tty=False,
+        healthcheck={"test": ["NONE"]},
+        stop_signal="SIGKILL",
+        host_config=host_config(api, spec, volume=volume),
+    )
+    identity: str = created["Id"]
+    return identity

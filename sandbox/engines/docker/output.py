@@ -1,0 +1,38 @@
+"""A container's output, read in a thread with a cap.
+
+The reader never stops reading: a reader that does stalls the engine's kill, wait and remove calls
+for that container. Over the cap it counts and drops.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+
+from arsandbox.sandbox.engines.port import Watcher
+
+
+class OutputReader(threading.Thread):
+    """Passes up to `cap` bytes to the watcher, then only counts."""
+
+    def __init__(self, stream: Iterable[bytes], watcher: Watcher, cap: int) -> None:
+        super().__init__(name="sandbox-output", daemon=True)
+        self._stream, self._watcher, self._cap = stream, watcher, cap
+        self.total = 0
+        self.error: Exception | None = None
+
+    @property
+    def over(self) -> bool:
+        """Whether more than the cap has been written."""
+        return self.total > self._cap
+
+    def run(self) -> None:
+        """Read until the engine closes the stream."""
+        try:
+            for chunk in self._stream:
+                room = self._cap - self.total
+                self.total += len(chunk)
+                if room > 0:
+                    self._watcher.output(chunk[:room])
+        except Exception as error:  # noqa: BLE001 - kept, and raised in the waiting thread
+            self.error = error

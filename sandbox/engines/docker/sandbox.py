@@ -1,0 +1,255 @@
+"""One Docker sandbox from creation to removal: start, watch, end by evidence, clean up."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import docker
+
+from arsandbox.sandbox.engines.cgroup import Cgroup, Readings
+from arsandbox.sandbox.engines.docker import container
+from arsandbox.sandbox.engines.docker.client import NotFound, idempotent, translated
+from arsandbox.sandbox.engines.docker.output import OutputReader
+from arsandbox.sandbox.engines.docker.uids import Uid
+from arsandbox.sandbox.engines.docker.workspace import HostWorkspace
+from arsandbox.sandbox.engines.port import Collected, Outcome, SandboxSpec, Watcher
+from arsandbox.sandbox.engines.termination import Evidence, terminate
+from arsandbox.sandbox.errors import MachineError
+from arsandbox.sandbox.models import ChangeSet, Usage
+from arsandbox.sandbox.workspace.overlay import space_of
+
+_POLL_S = 0.02
+_TICK_S = 0.1
+_NOT_EXECUTED = (126, 127)
+
+
+class DockerSandbox:
+    """Context manager over one container, its workspace volume, its quota and its uid."""
+
+    def __init__(self, client: docker.DockerClient, spec: SandboxSpec) -> None:
+        self._client, self._spec = client, spec
+        self._name = f"arsandbox-{spec.experiment}-{spec.stage.value}-{os.urandom(3).hex()}"
+        self._container = ""
+        self._pid = 0
+        self._uid = Uid.take()
+        self._workspace = HostWorkspace(spec.scratch, spec.layers, spec.limits, self._uid.number)
+        self._reader: OutputReader | None = None
+        self._full: set[str] = set()
+
+    def __enter__(self) -> DockerSandbox:
+        try:
+            options = self._workspace.create()
+            with translated("create the workspace volume"):
+                self._client.api.create_volume(
+                    self._name, driver="local", driver_opts=options, labels=self._spec.labels
+                )
+            with translated("create the sandbox"):
+                self._container = container.create(
+                    self._client.api, self._spec, name=self._name, volume=self._name, uid=self._uid.number
+                )
+        except NotFound as error:
+            self._remove()
+            raise MachineError(
+                f"image {self._spec.image.name} ({self._spec.image.digest[:19]}) is not in the engine",
+                hint=f"arsandbox image build {self._spec.image.name}",
+            ) from error
+        except BaseException:
+            self._remove()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._remove()
+
+    def run(self, watcher: Watcher) -> Outcome:
+        """See the port."""
+        identity, api, limits = self._container, self._client.api, self._spec.limits
+        began = time.monotonic()
+        with translated("start the sandbox"):
+            stream = api.attach(identity, stdout=True, stderr=True, stream=True, logs=False)
+            self._reader = OutputReader(stream, watcher, limits.output_bytes)
+            self._reader.start()
+        exited = threading.Event()
+        try:
+            with translated("start the sandbox"):
+                api.start(identity)
+        except MachineError:
+            if self._state().get("ExitCode") not in _NOT_EXECUTED:
+                raise
+            exited.set()  # the command is not there or not executable: the candidate's failure, not ours
+        started = time.monotonic()
+        if not exited.is_set():
+            threading.Thread(target=self._wait, args=(exited,), name="sandbox-wait", daemon=True).start()
+        cgroup = self._cgroup()
+        cause: str | None = None
+        try:
+            cause = self._watch(watcher, cgroup, exited, started)
+        finally:
+            if not exited.is_set():
+                self._kill(cgroup, exited)
+            ended = time.monotonic()
+            readings = cgroup.read() if cgroup else Readings()
+            if cgroup:
+                cgroup.close()
+        self._reader.join(timeout=10)
+        if cause is None and self._reader.over:
+            cause = "output"
+        state = self._state()
+        space = self._workspace.space()
+        if space.full:
+            self._full.add("the workspace")
+        evidence = Evidence(
+            cause=cause,
+            exit_code=state.get("ExitCode"),
+            oom_killed=bool(state.get("OOMKilled")) or readings.oom_kills > 0,
+            pids_refused=readings.pids_refused,
+            full=tuple(sorted(self._full)),
+            engine_error=str(state.get("Error") or ""),
+        )
+        usage = Usage(
+            cpu_s=round(readings.cpu_s, 3),
+            peak_memory_bytes=readings.peak_memory_bytes,
+            peak_pids=readings.peak_pids,
+            disk_bytes=space.used_bytes,
+            output_bytes=self._reader.total,
+        )
+        return Outcome(
+            termination=terminate(evidence, limits, self._spec.deadline_s),
+            usage=usage,
+            start_s=started - began,
+            wall_s=ended - started,
+        )
+
+    def changes(self) -> ChangeSet:
+        """See the port."""
+        return self._workspace.changes()
+
+    def collect(self, paths: Sequence[str], target: Path, *, most_bytes: int, most_files: int) -> Collected:
+        """See the port."""
+        return self._workspace.collect(paths, target, most_bytes=most_bytes, most_files=most_files)
+
+    def _watch(self, watcher: Watcher, cgroup: Cgroup | None, exited: threading.Event, started: float) -> str | None:
+        """Wait for the end; returns why we must end it ourselves, or None when it exited."""
+        assert self._reader is not None  # noqa: S101
+        deadline = started + self._spec.deadline_s
+        next_tick = started
+        while True:
+            now = time.monotonic()
+            if now >= deadline:
+                return "timeout"
+            if self._reader.over:
+                return "output"
+            readings = cgroup.read() if cgroup else Readings()
+            if readings.oom_kills:
+                return "oom"
+            self._look_for_full_disks()
+            if now >= next_tick:
+                next_tick = now + _TICK_S
+                watcher.tick(now - started, readings.memory_bytes)
+            if exited.wait(min(_POLL_S, deadline - now)):
+                return None
+
+    def _look_for_full_disks(self) -> None:
+        if self._workspace.space().full:
+            self._full.add("the workspace")
+        for name in ("/tmp", "/dev/shm"):  # noqa: S108 - inside the sandbox
+            try:
+                if self._pid and space_of(f"/proc/{self._pid}/root{name}").full:
+                    self._full.add(name)
+            except OSError:
+                continue  # not root, or just gone
+
+    def _cgroup(self) -> Cgroup | None:
+        """The container's cgroup, or None when it is already gone or another host's."""
+        self._pid = int(self._state().get("Pid") or 0)
+        if not self._pid:
+            return None
+        try:
+            return Cgroup(self._pid)
+        except OSError:
+            return None
+
+    def _state(self) -> dict[str, Any]:
+        with translated("inspect the sandbox"):
+            state: dict[str, Any] = _inspect(self._client.api, self._container)["State"]
+            return state
+
+    def _wait(self, exited: threading.Event) -> None:
+        """Sets `exited` once the engine says so; a broken connection is asked again until it does."""
+        while not exited.is_set():
+            try:
+                self._client.api.wait(self._container, timeout=3600)
+                exited.set()
+            except NotFound:
+                exited.set()
+            except Exception:  # noqa: BLE001 - time-outs and restarts of the engine alike
+                time.sleep(0.2)
+                if not self._running():
+                    exited.set()
+
+    def _running(self) -> bool:
+        try:
+            return bool(self._state().get("Running"))
+        except (NotFound, MachineError):
+            return False
+
+    def _kill(self, cgroup: Cgroup | None, exited: threading.Event) -> None:
+        """End every process: through the cgroup where we may, else by the engine, again and again."""
+        if cgroup is not None and os.geteuid() == 0:
+            cgroup.kill()
+            if exited.wait(5):
+                return
+        end = time.monotonic() + 60
+        while not exited.is_set() and time.monotonic() < end:
+            try:
+                with translated("end the sandbox"):
+                    self._client.api.kill(self._container, signal="KILL")
+            except (NotFound, MachineError):
+                pass  # gone, or not running any more, or a fork bomb keeps the engine busy: look again
+            exited.wait(0.5)
+        if not exited.is_set():
+            raise MachineError("the engine did not end the sandbox within a minute", hint="arsandbox gc")
+
+    def _remove(self) -> None:
+        """Remove container, volume, quota and uid, in that order; every step is safe to repeat."""
+        try:
+            if self._container:
+                _remove_container(self._client.api, self._container)
+            if self._reader is not None:
+                self._reader.join(timeout=5)
+            _remove_volume(self._client.api, self._name)
+        finally:
+            self._workspace.remove()
+            self._uid.release()
+
+
+@idempotent
+def _inspect(api: docker.APIClient, identity: str) -> dict[str, Any]:
+    found: dict[str, Any] = api.inspect_container(identity)
+    return found
+
+
+@idempotent
+def _remove_container(api: docker.APIClient, identity: str) -> None:
+    try:
+        with translated("remove the sandbox"):
+            api.remove_container(identity, force=True, v=True)
+    except NotFound:
+        return
+
+
+@idempotent
+def _remove_volume(api: docker.APIClient, name: str) -> None:
+    try:
+        with translated("remove the workspace volume"):
+            api.remove_volume(name, force=True)
+    except NotFound:
+        return

@@ -1,0 +1,123 @@
+"""The workspace overlay of one sandbox, with a hard quota in bytes and inodes.
+
+The engine mounts the overlay itself, as a local volume of type overlay over our layers. As root the
+upper layer lives in an ext4 image of the quota's size, loop-mounted here: it costs no memory and
+`ENOSPC` is the kernel's. Without root it lives in a sized tmpfs that a helper container holds.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from arsandbox.policies.model import Limits
+from arsandbox.sandbox import state
+from arsandbox.sandbox.engines.port import Collected
+from arsandbox.sandbox.errors import MachineError
+from arsandbox.sandbox.models import ChangeSet
+from arsandbox.sandbox.quantities import format_size
+from arsandbox.sandbox.workspace import upper as reading
+from arsandbox.sandbox.workspace.overlay import Space, overlay_options, space_of, unmount_below
+
+_RESERVE_BYTES = 64 * 1024**2
+
+
+class HostWorkspace:
+    """An upper layer on a loop-mounted ext4 image below `scratch` (needs root)."""
+
+    def __init__(self, scratch: Path, layers: Sequence[Path], limits: Limits, uid: int) -> None:
+        self._scratch, self._layers, self._limits, self._uid = scratch, layers, limits, uid
+        self._mount = scratch / "layer"
+        self.upper = self._mount / "upper"
+
+    def create(self) -> dict[str, str]:
+        """Make the upper layer; returns the options of the overlay volume. Raises MachineError."""
+        _require_space(self._scratch, self._limits.disk_bytes)
+        template = _template(self._limits.disk_bytes, self._limits.disk_inodes)
+        image = self._scratch / "layer.img"
+        _command(["cp", "--sparse=always", str(template), str(image)], "copy the workspace image")
+        self._mount.mkdir()
+        _command(
+            ["mount", "-o", "loop,nosuid,nodev,noatime", "-t", "ext4", str(image), str(self._mount)],
+            "mount the workspace image",
+        )
+        work = self._mount / "work"
+        for directory in (self.upper, work):
+            directory.mkdir(mode=0o755)
+            os.chown(directory, self._uid, self._uid)
+        return {
+            "type": "overlay",
+            "device": "overlay",
+            "o": overlay_options(self._layers, self.upper, work),
+        }
+
+    def space(self) -> Space:
+        """How full the upper layer's file system is."""
+        return space_of(self._mount)
+
+    def changes(self) -> ChangeSet:
+        """Scan the upper layer."""
+        lowers = [str(layer) for layer in self._layers]
+        return ChangeSet.model_validate(reading.Scan(str(self.upper), lowers).result())
+
+    def collect(self, paths: Sequence[str], target: Path, *, most_bytes: int, most_files: int) -> Collected:
+        """Copy declared paths out of the upper layer."""
+        collector = reading.Collector(str(self.upper), str(target), most_bytes, most_files)
+        for path in paths:
+            collector.collect(path)
+        return Collected(files=collector.files, refused=tuple(collector.refused))
+
+    def remove(self) -> None:
+        """Unmount and remove the upper layer; safe to call at any state."""
+        unmount_below(self._scratch)
+        reading.remove_tree(str(self._scratch))
+
+
+def _template(size: int, inodes: int) -> Path:
+    """An empty ext4 image of `size` bytes, made once: copying it is cheaper than mkfs each time."""
+    directory = state.make_private(state.home() / "templates")
+    path = directory / f"{size}-{inodes}.ext4"
+    with state.exclusive(directory / "lock"):
+        if not path.exists():
+            fresh = directory / "fresh.ext4"
+            fresh.unlink(missing_ok=True)
+            with fresh.open("wb") as file:
+                file.truncate(size)
+            _command(
+                ["mkfs.ext4", "-q", "-F", "-m", "0", "-N", str(inodes), "-O", "^has_journal,^resize_inode",
+                 "-E", "lazy_itable_init=1,nodiscard", str(fresh)],
+                "make the workspace image",
+            )  # fmt: skip
+            fresh.rename(path)
+    return path
+
+
+def _require_space(directory: Path, needed: int) -> None:
+    free = shutil.disk_usage(directory).free
+    if free < needed + _RESERVE_BYTES:
+        raise MachineError(
+            f"the workspace may grow to {format_size(needed)} but {directory} has {format_size(free)} free",
+            hint="free some space, lower --disk, or set ARSANDBOX_HOME to a larger file system",
+        )
+
+
+def _command(arguments: Sequence[str], purpose: str) -> None:
+    try:
+        done = subprocess.run(
+            arguments,
+            check=False,
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "LC_ALL": "C"},
+        )
+    except FileNotFoundError as error:
+        raise MachineError(
+            f"cannot {purpose}: {arguments[0]} is not installed",
+            hint="sudo apt-get install e2fsprogs mount coreutils",
+        ) from error
+    if done.returncode != 0:
+        lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
+        raise MachineError(f"cannot {purpose}: {lines[-1]}", hint="arsandbox doctor")

@@ -1,0 +1,123 @@
+"""What an engine must offer, split by role. Engines are found by the entry point `arsandbox.engines`.
+
+An entry point names a callable without arguments that returns an `Engine` or raises MachineError
+with the one command that helps. Nothing in a specification or an answer is specific to an engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Protocol
+
+from arsandbox.policies.model import Limits
+from arsandbox.sandbox.models import ChangeSet, EngineInfo, ImageRef, Model, Stage, Termination, Usage
+
+
+class ReadOnlyMount(Model):
+    """A directory of the host that the sandbox sees read-only at `target`."""
+
+    source: Path
+    target: str
+
+
+class SandboxSpec(Model):
+    """One sandbox: everything that the engine is asked for.
+
+    `layers` are the read-only lower layers of the workspace, topmost first; `scratch` is an empty
+    directory of ours for this sandbox alone; `deadline_s` counts from the start of the process.
+    """
+
+    experiment: str
+    stage: Stage
+    image: ImageRef
+    command: tuple[str, ...]
+    environment: dict[str, str]
+    layers: tuple[Path, ...]
+    mounts: tuple[ReadOnlyMount, ...] = ()
+    limits: Limits
+    deadline_s: float
+    scratch: Path
+    labels: dict[str, str]
+
+
+class Outcome(Model):
+    """How a sandbox ended and what it used; `start_s` is the engine's time until the process ran."""
+
+    termination: Termination
+    usage: Usage
+    start_s: float
+    wall_s: float
+
+
+class Collected(Model):
+    """Artifacts copied out of a workspace: path to SHA-256, and what was refused and why."""
+
+    files: dict[str, str]
+    refused: tuple[str, ...]
+
+
+class Watcher(Protocol):
+    """Receives what happens while a sandbox runs. Both calls must return quickly and never raise."""
+
+    def output(self, chunk: bytes) -> None:
+        """Bytes that the sandbox wrote to standard output or error, in order, from a reader thread."""
+
+    def tick(self, elapsed_s: float, memory_bytes: int) -> None:
+        """Called several times a second from the waiting thread."""
+
+
+class Sandbox(Protocol):
+    """A created sandbox. Leaving its context ends and removes everything of it, whatever happened."""
+
+    def run(self, watcher: Watcher) -> Outcome:
+        """Start the command and block until every process of the sandbox is gone.
+
+        Ends it at the deadline or a limit. On KeyboardInterrupt the sandbox is ended first, then the
+        exception goes on. Call once. Raises MachineError when the engine fails.
+        """
+
+    def changes(self) -> ChangeSet:
+        """What the run did to its workspace. Call after `run`; bounded in time and memory."""
+
+    def collect(self, paths: Sequence[str], target: Path, *, most_bytes: int, most_files: int) -> Collected:
+        """Copy the regular files at or below `paths` into the empty directory `target`. After `run`."""
+
+
+class SandboxRunner(Protocol):
+    """Runs sandboxes."""
+
+    def sandbox(self, spec: SandboxSpec) -> AbstractContextManager[Sandbox]:
+        """Create a sandbox. Everything it makes bears the spec's labels before it is started."""
+
+
+class ImageHolder(Protocol):
+    """Keeps the images that sandboxes run."""
+
+    def has_image(self, digest: str) -> bool:
+        """Whether the image with that digest can be run. Idempotent. Raises MachineError."""
+
+    def load_image(self, archive: Iterable[bytes]) -> str:
+        """Load a docker-archive and return the digest that the engine gives it. Raises MachineError."""
+
+
+class Sweeper(Protocol):
+    """Finds what dead controllers left."""
+
+    def sweep(self, labels: dict[str, str]) -> list[str]:
+        """Remove all that bears every one of `labels`; returns what was removed. Idempotent."""
+
+    def labelled(self, label: str) -> set[str]:
+        """The values that `label` has on anything the engine holds. Idempotent."""
+
+
+class Prober(Protocol):
+    """Says what the engine is."""
+
+    def info(self) -> EngineInfo:
+        """Name, version, runtime and isolation. Idempotent. Raises MachineError."""
+
+
+class Engine(SandboxRunner, ImageHolder, Sweeper, Prober, Protocol):
+    """All roles together."""
