@@ -1,0 +1,202 @@
+"""`arsandbox.toml` (or `[tool.arsandbox]` in pyproject.toml), read from the base commit.
+
+The working tree's copy is never read: a candidate must not set its own limits.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+import tomllib
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from arsandbox.sandbox.errors import UsageError
+from arsandbox.sandbox.models import Goal
+from arsandbox.sandbox.quantities import parse_duration, parse_size
+
+FILE_NAME = "arsandbox.toml"
+
+
+def _seconds(value: object) -> object:
+    return parse_duration(value) if isinstance(value, str) else value
+
+
+def _bytes(value: object) -> object:
+    return parse_size(value) if isinstance(value, str) else value
+
+
+def repository_path(value: str) -> str:
+    """`value` as a clean path below the repository's root. Raises ValueError for anything else."""
+    path = PurePosixPath(value)
+    if not value or path.is_absolute() or ".." in path.parts or "\0" in value or value.strip("/") in ("", "."):
+        raise ValueError(f"{value!r} is not a path below the repository's root")
+    return str(path)
+
+
+def _environment_name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
+        raise ValueError(f"{value!r} is not the name of an environment variable")
+    if re.match(r"(ARSANDBOX_|LD_|NVIDIA_VISIBLE_DEVICES$)", value):
+        raise ValueError(f"{value} is set by arsandbox and cannot be set here")
+    return value
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError("must be a finite number")
+    return value
+
+
+Seconds = Annotated[float, BeforeValidator(_seconds), Field(ge=0)]
+Bytes = Annotated[int, BeforeValidator(_bytes)]
+RepositoryPath = Annotated[str, AfterValidator(repository_path)]
+Command = Annotated[tuple[str, ...], Field(min_length=1)]
+EnvironmentName = Annotated[str, AfterValidator(_environment_name)]
+Finite = Annotated[float, AfterValidator(_finite)]
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class MetricConfig(Section):
+    """The number that decides. `source` is `evaluate` (trusted) or `stdout` (self-reported)."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.:/-]{0,99}$")] = "val_bpb"
+    goal: Goal = "min"
+    source: Literal["evaluate", "stdout"] = "stdout"
+    plausible: tuple[Finite, Finite] | None = None
+
+
+class PrepareConfig(Section):
+    """Trusted code of the base commit that makes the data once; its outputs are frozen by digest."""
+
+    command: Command
+    outputs: Annotated[tuple[RepositoryPath, ...], Field(min_length=1)]
+    timeout: Seconds = 600.0
+
+
+class EvaluateConfig(Section):
+    """Trusted code of the base commit that measures the artifacts in a container of its own."""
+
+    command: Command
+    artifacts: Annotated[tuple[RepositoryPath, ...], Field(min_length=1)]
+    data: tuple[RepositoryPath, ...] = ()
+    timeout: Seconds = 300.0
+
+
+class LimitsConfig(Section):
+    """Limits that the project asks for; absent ones come from the policy."""
+
+    cpus: Annotated[float, Field(gt=0)] | None = None
+    memory: Bytes | None = None
+    pids: int | None = None
+    disk: Bytes | None = None
+    inodes: int | None = None
+    tmp: Bytes | None = None
+    shm: Bytes | None = None
+    output: Bytes | None = None
+
+
+class DecisionConfig(Section):
+    """How a result is judged: `greedy` keeps any improvement, `min-delta` one of at least `min_delta`."""
+
+    rule: Literal["greedy", "min-delta"] = "greedy"
+    min_delta: Annotated[Finite, Field(ge=0)] = 0.0
+
+
+class ProjectConfig(Section):
+    """Everything a project says about how its experiments run."""
+
+    image: str = "cpu"
+    budget: Seconds = 300.0
+    grace: Seconds | None = None
+    command: Command = ("python", "train.py")
+    editable: Annotated[tuple[RepositoryPath, ...], Field(min_length=1)] = ("train.py",)
+    protected: tuple[RepositoryPath, ...] = ()
+    metric: MetricConfig = MetricConfig()
+    prepare: PrepareConfig | None = None
+    evaluate: EvaluateConfig | None = None
+    environment: dict[EnvironmentName, str] = Field(default_factory=dict)
+    limits: LimitsConfig = LimitsConfig()
+    decision: DecisionConfig = DecisionConfig()
+
+    def check(self, where: str) -> ProjectConfig:
+        """Refuse combinations that cannot work, as UsageError naming `where`; returns self."""
+        if self.metric.source == "evaluate" and self.evaluate is None:
+            raise UsageError(
+                f"{where}: metric.source is 'evaluate' but there is no [evaluate] section",
+                hint='add [evaluate] with a command and artifacts, or set source = "stdout"',
+            )
+        if self.metric.source == "stdout" and self.evaluate is not None:
+            raise UsageError(
+                f"{where}: there is an [evaluate] section but metric.source is 'stdout'",
+                hint='set source = "evaluate" in [metric]',
+            )
+        plausible = self.metric.plausible
+        if plausible is not None and not plausible[0] < plausible[1]:
+            raise UsageError(f"{where}: metric.plausible must be [low, high] with low < high")
+        return self
+
+
+def parse(text: str, where: str) -> ProjectConfig:
+    """The config in the TOML `text`. Raises UsageError that names `where`, the key, and the nearest key."""
+    return from_table(_toml(text, where), where)
+
+
+def parse_pyproject(text: str, where: str) -> ProjectConfig | None:
+    """The config in `[tool.arsandbox]` of a pyproject.toml, or None where it has none."""
+    tool = _toml(text, where).get("tool", {})
+    table = tool.get("arsandbox") if isinstance(tool, dict) else None
+    return None if table is None else from_table(table, where)
+
+
+def from_table(table: Any, where: str) -> ProjectConfig:
+    """Validate a parsed table. Raises UsageError."""
+    try:
+        return ProjectConfig.model_validate(table).check(where)
+    except UsageError as error:
+        raise UsageError(
+            f"{where}: {error.message}" if where not in error.message else error.message, hint=error.hint
+        ) from error
+    except ValidationError as error:
+        raise _explain(error, where) from error
+
+
+def _toml(text: str, where: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{where}: not valid TOML: {error}") from error
+
+
+def _explain(error: ValidationError, where: str) -> UsageError:
+    first = error.errors(include_url=False)[0]
+    location = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = _keys_at(first["loc"][:-1])
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+        return UsageError(f"{where}: unknown key {location!r}", hint=hint)
+    if first["type"] == "missing":
+        return UsageError(f"{where}: {location!r} is missing")
+    message = first["msg"].removeprefix("Value error, ")
+    return UsageError(f"{where}: {location} = {first['input']!r}: {message}")
+
+
+def _keys_at(location: tuple[int | str, ...]) -> list[str]:
+    sections: dict[str, type[BaseModel]] = {
+        "metric": MetricConfig,
+        "prepare": PrepareConfig,
+        "evaluate": EvaluateConfig,
+        "limits": LimitsConfig,
+        "decision": DecisionConfig,
+    }
+    model = sections.get(str(location[0]), ProjectConfig) if location else ProjectConfig
+    return list(model.model_fields)

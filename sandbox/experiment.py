@@ -1,0 +1,423 @@
+"""One experiment from request to record: freeze, gate, prepare, measure, judge, promote, write down.
+
+Every step may be the last one that this process lives: what exists is announced in the ledger or
+labelled before it exists, and recovery.py finishes it at the next start.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from arsandbox.sandbox import candidate as candidates
+from arsandbox.sandbox import decision, host, prepared, promotion, recovery, state
+from arsandbox.sandbox import settings as configuration
+from arsandbox.sandbox.candidate import Candidate
+from arsandbox.sandbox.engines.port import Engine
+from arsandbox.sandbox.errors import ArsandboxError, Interrupted, MachineError, UsageError
+from arsandbox.sandbox.events import Listener
+from arsandbox.sandbox.ledger import Ledger
+from arsandbox.sandbox.measure import Bench, Measurement, measure
+from arsandbox.sandbox.models import (
+    Baseline,
+    ImageRef,
+    MetricInfo,
+    PolicyInfo,
+    Promotion,
+    Reason,
+    Record,
+    Timing,
+    Usage,
+    Verdict,
+    utc_now,
+)
+from arsandbox.sandbox.repository import Repository
+from arsandbox.sandbox.settings import Options, Settings
+from arsandbox.sandbox.workspace.layers import LayerStore
+
+_AUTORESEARCH_LAYOUT = ("prepare.py", "train.py", "program.md")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to run: at most one of `patch` and `commit`; neither means the working tree."""
+
+    path: Path
+    options: Options = field(default_factory=Options)
+    base: str = "HEAD"
+    patch: Path | None = None
+    commit: str | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A request resolved against the repository; nothing has run yet."""
+
+    repository: Repository
+    base: str
+    settings: Settings
+    image: ImageRef
+    candidate: Candidate
+    branch: str
+    champion: str
+    options: Options
+    fixed: tuple[str, tuple[str, ...]]
+    refusals: tuple[str, ...]
+
+
+def plan(request: Request, *, find_image: Callable[[str], ImageRef]) -> Plan:
+    """Resolve `request`: base, config, image, frozen candidate, promotion branch. Runs nothing.
+
+    `find_image` maps an image's name to its ImageRef. Raises UsageError, RefusedError, MachineError.
+    """
+    repository = Repository.open(request.path)
+    base = repository.head() if request.base == "HEAD" else repository.resolve(request.base)
+    objects, options = repository.objects, request.options
+    project = configuration.load_project(objects, base)
+    if project is None and (repository.worktree / "arsandbox.toml").exists() and not options.metric:
+        raise UsageError(
+            "arsandbox.toml is not committed, and settings are read from the base commit",
+            hint="git add arsandbox.toml && git commit -m 'add arsandbox.toml'",
+        )
+    settings = configuration.resolve(project, options)
+    image = find_image(settings.project.image)
+    fixed = prepared.fixed_tree(objects, base, settings, repository.state / "fixed")
+    if request.patch is not None:
+        candidate = candidates.from_patch(objects, base, request.patch)
+    elif request.commit is not None:
+        candidate = candidates.from_commit(objects, base, repository.resolve(request.commit))
+    else:
+        candidate = candidates.from_worktree(repository, base, settings.rules)
+    branch = _branch(repository, base, options.tag)
+    return Plan(
+        repository=repository,
+        base=base,
+        settings=settings,
+        image=image,
+        candidate=candidate,
+        branch=branch,
+        champion=_champion(repository, base, branch, settings, fixed[0]),
+        options=options,
+        fixed=fixed,
+        refusals=tuple(candidates.refusals(candidate, objects, settings.rules, settings.policy)),
+    )
+
+
+def run(what: Plan, engine: Engine, listener: Listener) -> Record:
+    """Run the experiment and return its ledger record. Raises ArsandboxError for our own failures.
+
+    The baseline is measured first when none is recorded for this set-up. On KeyboardInterrupt the
+    sandbox is ended, the record says `interrupted`, and Interrupted is raised.
+    """
+    for line in recovery.recover(what.repository.state, engine):
+        listener.note(f"cleaned up after a dead controller: {line}")
+    if not engine.has_image(what.image.digest):
+        raise MachineError(
+            f"image {what.image.name} ({what.image.digest[:19]}…) is pinned but not in the engine",
+            hint=f"arsandbox image build {what.image.name}",
+        )
+    for path in what.candidate.left_out[:5]:
+        listener.note(f"not part of the candidate: {path} (untracked, not in `editable`)")
+    with Ledger.open(what.repository.state) as ledger:
+        return _Experiment(what, what.candidate, engine, listener, ledger).run()
+
+
+def prepare(what: Plan, engine: Engine, listener: Listener) -> str | None:
+    """Run the prepare stage if its outputs are not cached; returns their digest, None without a stage."""
+    recovery.recover(what.repository.state, engine)
+    with Ledger.open(what.repository.state) as ledger:
+        return _Experiment(what, what.candidate, engine, listener, ledger).prepare_only()
+
+
+class _Experiment:
+    """One candidate on its way to a record."""
+
+    def __init__(self, what: Plan, candidate: Candidate, engine: Engine, listener: Listener, ledger: Ledger) -> None:
+        self._plan, self._candidate, self._engine = what, candidate, engine
+        self._listener, self._ledger = listener, ledger
+        self._id = state.new_experiment_id()
+        self._queued = time.monotonic()
+        self._home = what.repository.state / "experiments" / self._id
+        self._scratch = what.repository.state / "runs" / self._id
+        # Fresh for every experiment, the baseline's too: a shared seed would promote a lucky one.
+        self._seed = what.options.seed if what.options.seed is not None else secrets.randbits(31)
+        self._setup = ""
+        self._seen = Measurement()
+        self._draft = self._first_draft()
+
+    def run(self) -> Record:
+        state.make_private(self._scratch)
+        lock = state.Lock.try_take(self._scratch / "lock")
+        assert lock is not None  # noqa: S101 - the id is new
+        try:
+            state.make_private(self._home)
+            (self._home / "patch.diff").write_bytes(self._candidate.diff)
+            self._ledger.begin(self._draft)
+            record = self._run()
+        except KeyboardInterrupt as error:
+            self._close(Verdict.INTERRUPTED, "interrupted by the user")
+            raise Interrupted(f"experiment {self._id} was interrupted; its sandbox is gone") from error
+        except ArsandboxError as error:
+            if self._ledger.intent(self._id) is None:
+                self._close(Verdict.INTERRUPTED, f"not finished: {error.message}")
+            raise
+        finally:
+            recovery.remove_run(self._scratch)
+            lock.close()
+        self._listener.finished(record)
+        return record
+
+    def prepare_only(self) -> str | None:
+        state.make_private(self._scratch)
+        lock = state.Lock.try_take(self._scratch / "lock")
+        assert lock is not None  # noqa: S101 - the id is new
+        try:
+            data = self._bench().data
+        except KeyboardInterrupt as error:
+            raise Interrupted("interrupted; the sandbox is gone") from error
+        finally:
+            recovery.remove_run(self._scratch)
+            lock.close()
+        return data.sha256 if data else None
+
+    def _run(self) -> Record:
+        what = self._plan
+        if what.refusals and not self._candidate.is_base:
+            return self._close(Verdict.REJECTED, f"the patch is refused: {what.refusals[0]}")
+        bench = self._bench()
+        self._setup = what.settings.digest(
+            image=what.image.digest, fixed_tree=what.fixed[0], data=bench.data.sha256 if bench.data else None
+        )
+        self._draft = self._draft.model_copy(
+            update={"setup_sha256": self._setup, "data_sha256": bench.data.sha256 if bench.data else None}
+        )
+        baseline = None if self._candidate.is_base else self._baseline(what.champion)
+        measure(
+            bench,
+            self._candidate,
+            seed=self._seed,
+            experiment=self._id,
+            keep=self._home,
+            scratch=self._scratch,
+            labels=self._labels(),
+            into=self._seen,
+        )
+        return self._judge(baseline)
+
+    def _bench(self) -> Bench:
+        what = self._plan
+        layers = LayerStore(what.repository.state / "layers", what.repository.objects)
+        data = prepared.ensure(
+            self._engine,
+            layers,
+            what.settings,
+            base=what.base,
+            fixed=what.fixed,
+            image=what.image,
+            directory=what.repository.state / "data",
+            experiment=self._id,
+            scratch=self._scratch,
+            labels=self._labels(),
+            listener=self._listener,
+        )
+        return Bench(self._engine, what.repository.objects, layers, what.settings, what.image, data, self._listener)
+
+    def _baseline(self, champion: str) -> Record:
+        """The champion's record under this set-up, measured now when there is none."""
+        tree = self._plan.repository.objects.tree_of(champion)
+        found = self._ledger.measured(tree, self._setup)
+        if found is not None:
+            return found
+        self._listener.note(f"no baseline is recorded for {champion[:12]} under this set-up: measuring it first")
+        unchanged = candidates.from_commit(self._plan.repository.objects, champion, champion)
+        record = _Experiment(self._plan, unchanged, self._engine, self._listener, self._ledger).run()
+        if record.metric.value is None or record.verdict is not Verdict.BASELINE:
+            raise UsageError(
+                f"the baseline itself failed ({record.verdict.value}): {record.reason}",
+                hint=f"arsandbox logs {record.id}",
+            )
+        return record
+
+    def _judge(self, baseline: Record | None) -> Record:
+        seen, settings = self._seen, self._plan.settings
+        failure = self._failure()
+        if failure is not None:
+            return self._close(*failure)
+        assert seen.value is not None  # noqa: S101 - otherwise a failure
+        metric = settings.project.metric
+        strange = decision.implausible(seen.value, metric.plausible)
+        if strange is not None:
+            seen.remark("implausible", f"{metric.name} {strange}")
+            return self._close(Verdict.QUARANTINE, f"{metric.name} {strange}")
+        if baseline is None:
+            return self._close(Verdict.BASELINE, f"baseline {metric.name} {seen.value:.6g}")
+        while True:
+            assert baseline.metric.value is not None  # noqa: S101 - measured() gives trusted values
+            judged = decision.judge(
+                seen.value,
+                baseline.metric.value,
+                name=metric.name,
+                goal=metric.goal,
+                rule=settings.project.decision.rule,
+                min_delta=settings.project.decision.min_delta,
+            )
+            compared = Baseline(experiment=baseline.id, value=baseline.metric.value)
+            self._draft = self._draft.model_copy(update={"decision": judged.decision, "baseline": compared})
+            if judged.verdict is not Verdict.KEEP:
+                return self._close(judged.verdict, judged.reason)
+            blocked = self._not_promotable()
+            if blocked:
+                return self._close(Verdict.KEEP, f"{judged.reason}; not promoted: {blocked}")
+            record = self._promote(judged.reason)
+            if record is not None:
+                return record
+            # Another controller promoted meanwhile: decide again, against the new champion.
+            champion = _champion(
+                self._plan.repository, self._plan.base, self._plan.branch, settings, self._plan.fixed[0]
+            )
+            baseline = self._baseline(champion)
+
+    def _failure(self) -> tuple[Verdict, str] | None:
+        seen = self._seen
+        assert seen.train is not None  # noqa: S101 - measured
+        ended = seen.train.termination
+        if ended.reason is not Reason.COMPLETED:
+            return Verdict(ended.reason.value), f"training: {ended.detail}"
+        if seen.tampered:
+            return Verdict.TAMPERED, seen.tampered
+        if seen.value is None:
+            return Verdict.NO_METRIC, seen.problem or "there is no metric"
+        return None
+
+    def _not_promotable(self) -> str | None:
+        options = self._plan.options
+        if not options.promote:
+            return "--no-promote"
+        if not self._seen.trusted and not options.accept_self_reported:
+            return "the value is self-reported (L0); --accept-self-reported promotes it"
+        return None
+
+    def _promote(self, reason: str) -> Record | None:
+        """Promote and return the final record, or None when the branch has moved under us."""
+        what = self._plan
+        record = self._final(Verdict.KEEP, reason)
+        ready = promotion.prepare(
+            what.repository, record, candidate=self._candidate.commit, branch=what.branch, base=what.base
+        )
+        record = record.model_copy(update={"promotion": Promotion(commit=ready.commit, ref=ready.ref)})
+        self._ledger.intend(record, ready.old)
+        if promotion.publish(what.repository, ready):
+            return self._ledger.append(record)
+        self._ledger.forget_intent(self._id)
+        if what.branch in what.repository.checked_out_branches():
+            return self._close(Verdict.KEEP, f"{reason}; not promoted: {what.branch} has been checked out meanwhile")
+        return None
+
+    def _close(self, verdict: Verdict, reason: str) -> Record:
+        return self._ledger.append(self._final(verdict, reason))
+
+    def _final(self, verdict: Verdict, reason: str) -> Record:
+        seen, what = self._seen, self._plan
+        metric = what.settings.project.metric
+        train = seen.train
+        return self._draft.model_copy(
+            update={
+                "verdict": verdict,
+                "reason": state.printable(reason),
+                "metric": MetricInfo(name=metric.name, goal=metric.goal, value=seen.value, source=metric.source),
+                "metrics": seen.metrics,
+                "self_reported": seen.self_reported,
+                "trust": "L2" if what.settings.project.evaluate else "L0",
+                "findings": tuple(seen.findings),
+                "stages": tuple(seen.stages),
+                "change_set": seen.change_set,
+                "artifacts": seen.artifacts,
+                "timing": Timing(
+                    queued_s=round(max(0.0, self._queued_s), 4),
+                    setup_s=round(seen.setup_s, 4),
+                    run_s=round(train.wall_s if train else 0.0, 4),
+                    evaluate_s=round(seen.evaluate_s, 4),
+                    diff_s=round(seen.diff_s, 4),
+                    teardown_s=round(seen.teardown_s, 4),
+                ),
+                "usage": train.usage if train else Usage(),
+                "exit_code": train.termination.exit_code if train else None,
+                "signal": train.termination.signal if train else None,
+                "finished_at": utc_now(),
+            }
+        )
+
+    @property
+    def _queued_s(self) -> float:
+        seen = self._seen
+        busy = seen.setup_s + (seen.train.wall_s if seen.train else 0) + seen.evaluate_s + seen.diff_s + seen.teardown_s
+        return time.monotonic() - self._queued - busy
+
+    def _labels(self) -> dict[str, str]:
+        settings = self._plan.settings
+        project = settings.project
+        longest = settings.deadline_s + sum(s.timeout for s in (project.prepare, project.evaluate) if s is not None)
+        deadline = datetime.now(UTC) + timedelta(seconds=longest)
+        return host.labels(self._id, deadline.isoformat(timespec="seconds"))
+
+    def _first_draft(self) -> Record:
+        """The record as it stands if this controller dies: interrupted."""
+        what, project = self._plan, self._plan.settings.project
+        now = utc_now()
+        return Record(
+            id=self._id,
+            repo=str(what.repository.worktree),
+            branch=what.branch,
+            base_commit=self._candidate.base,
+            candidate_tree=self._candidate.tree,
+            patch=self._candidate.patch,
+            description=what.options.description if self._candidate is what.candidate else "baseline",
+            image=what.image,
+            command=project.command,
+            seed=self._seed,
+            budget_s=what.settings.budget_s,
+            grace_s=what.settings.grace_s,
+            engine=self._engine.info(),
+            policy=PolicyInfo(
+                sha256=what.settings.policy.sha256(), effective=what.settings.policy.model_dump(mode="json")
+            ),
+            metric=MetricInfo(
+                name=project.metric.name, goal=project.metric.goal, value=None, source=project.metric.source
+            ),
+            trust="L2" if project.evaluate else "L0",
+            setup_sha256=self._setup,
+            verdict=Verdict.INTERRUPTED,
+            reason="the controller ended before the experiment did",
+            started_at=now,
+            finished_at=now,
+            environment=host.environment(),
+        )
+
+
+def _branch(repository: Repository, base: str, tag: str | None) -> str:
+    name = tag or datetime.now().astimezone().strftime("%b%d").lower()
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,80}", name) or ".." in name or name.endswith((".lock", ".")):
+        raise UsageError(f"--tag {name!r}: not usable in a branch name", hint="letters, digits, - and _")
+    paths = {entry for entry in _AUTORESEARCH_LAYOUT if repository.objects.read(f"{base}:{entry}") is not None}
+    layout = "autoresearch" if len(paths) == len(_AUTORESEARCH_LAYOUT) else "arsandbox"
+    return promotion.branch_name(repository, layout=layout, tag=name)
+
+
+def _champion(repository: Repository, base: str, branch: str, settings: Settings, fixed_digest: str) -> str:
+    """The commit to beat: the branch's tip, or `base` when there is none or the base already holds it."""
+    tip = repository.branch_tip(branch)
+    if tip is None or tip == base or repository.is_ancestor(tip, base):
+        return base
+    if repository.is_ancestor(base, tip):
+        theirs, _ = prepared.fixed_tree(repository.objects, tip, settings, repository.state / "fixed")
+        if theirs == fixed_digest:
+            return tip
+    raise UsageError(
+        f"the promotion branch {branch} and the base {base[:12]} have gone different ways",
+        hint=f"start a new branch with --tag NAME, or: git merge {branch}",
+    )

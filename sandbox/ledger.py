@@ -1,0 +1,214 @@
+"""The ledger of one repository: append-only, hash-chained records in SQLite (WAL).
+
+An experiment is announced (`begin`) before anything of it exists, may note an intended promotion
+(`intend`), and ends as one record (`append`). What was announced and never ended belongs to a
+controller that died; the next start finishes it. Each record holds the hash of the one before:
+`ledger_hash` = SHA-256 of the record's canonical JSON (RFC 8785) without that field.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3  # noqa: TID251 - the only importer of the database
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import rfc8785
+from pydantic import ValidationError
+
+from arsandbox.sandbox.errors import StateError, UsageError
+from arsandbox.sandbox.models import Record
+
+GENESIS = "0" * 64
+_SCHEMA = 1
+_TABLES = """
+CREATE TABLE IF NOT EXISTS records (
+    sequence INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,
+    branch TEXT NOT NULL,
+    setup TEXT NOT NULL,
+    verdict TEXT NOT NULL,
+    tree TEXT NOT NULL,
+    document TEXT NOT NULL,
+    hash TEXT NOT NULL UNIQUE
+);
+CREATE INDEX IF NOT EXISTS records_by_tree ON records (tree, setup);
+CREATE TABLE IF NOT EXISTS open_experiments (id TEXT PRIMARY KEY, draft TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS intents (id TEXT PRIMARY KEY, record TEXT NOT NULL, old_commit TEXT NOT NULL);
+CREATE TRIGGER IF NOT EXISTS records_stay BEFORE UPDATE ON records
+    BEGIN SELECT RAISE(ABORT, 'records are append-only'); END;
+CREATE TRIGGER IF NOT EXISTS records_remain BEFORE DELETE ON records
+    BEGIN SELECT RAISE(ABORT, 'records are append-only'); END;
+"""
+
+
+@dataclass(frozen=True)
+class Intent:
+    """A promotion that was about to happen: the final record, and the ref's commit before it."""
+
+    record: Record
+    old_commit: str
+
+
+def record_hash(record: Record) -> str:
+    """Hex SHA-256 over the canonical JSON of `record` without `ledger_hash`."""
+    return _hash(record.model_dump(mode="json", exclude={"ledger_hash"}))
+
+
+def _hash(document: object) -> str:
+    return hashlib.sha256(rfc8785.dumps(document)).hexdigest()  # type: ignore[arg-type]
+
+
+class Ledger:
+    """Open with `Ledger.open`; safe for several controllers at once, one writer at a time."""
+
+    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+        self._connection, self._path = connection, path
+
+    @classmethod
+    @contextmanager
+    def open(cls, directory: Path) -> Iterator[Ledger]:
+        """The ledger in `directory`, created when missing. Raises StateError for a damaged or newer one."""
+        path = directory / "ledger.db"
+        try:
+            connection = sqlite3.connect(path, timeout=60, isolation_level=None)
+        except sqlite3.Error as error:
+            raise StateError(f"cannot open {path}: {error}", hint="is the disk full or the directory gone?") from error
+        try:
+            ledger = cls(connection, path)
+            with ledger._translated():
+                connection.execute("PRAGMA journal_mode=WAL")
+                connection.execute("PRAGMA synchronous=FULL")
+                found = connection.execute("PRAGMA user_version").fetchone()[0]
+                if found > _SCHEMA:
+                    raise StateError(f"{path} was written by a newer arsandbox", hint="pip install -U arsandbox")
+                if found < _SCHEMA:
+                    connection.executescript(_TABLES + f"PRAGMA user_version={_SCHEMA};")
+            yield ledger
+        finally:
+            connection.close()
+
+    def begin(self, draft: Record) -> None:
+        """Announce an experiment before anything of it exists."""
+        with self._transaction():
+            self._connection.execute("INSERT INTO open_experiments VALUES (?, ?)", (draft.id, draft.model_dump_json()))
+
+    def intend(self, record: Record, old_commit: str) -> None:
+        """Note the promotion that `record` carries before the ref is moved."""
+        with self._transaction():
+            self._connection.execute(
+                "INSERT OR REPLACE INTO intents VALUES (?, ?, ?)",
+                (record.id, record.model_dump_json(), old_commit),
+            )
+
+    def forget_intent(self, experiment: str) -> None:
+        """The noted promotion did not happen and will be decided again."""
+        with self._transaction():
+            self._connection.execute("DELETE FROM intents WHERE id = ?", (experiment,))
+
+    def append(self, record: Record) -> Record:
+        """Chain and store the final record; the experiment is then no longer open. Idempotent by id."""
+        with self._transaction():
+            row = self._connection.execute("SELECT document FROM records WHERE id = ?", (record.id,)).fetchone()
+            if row is not None:
+                stored = Record.model_validate_json(row[0])
+            else:
+                last = self._connection.execute("SELECT hash FROM records ORDER BY sequence DESC LIMIT 1").fetchone()
+                chained = record.model_copy(update={"previous_hash": last[0] if last else GENESIS})
+                stored = chained.model_copy(update={"ledger_hash": record_hash(chained)})
+                self._connection.execute(
+                    "INSERT INTO records (id, branch, setup, verdict, tree, document, hash) VALUES (?,?,?,?,?,?,?)",
+                    (stored.id, stored.branch, stored.setup_sha256, stored.verdict.value, stored.candidate_tree,
+                     stored.model_dump_json(), stored.ledger_hash),
+                )  # fmt: skip
+            self._connection.execute("DELETE FROM open_experiments WHERE id = ?", (record.id,))
+            self._connection.execute("DELETE FROM intents WHERE id = ?", (record.id,))
+        return stored
+
+    def open_experiments(self) -> list[Record]:
+        """Drafts of the experiments that were announced and have no record yet."""
+        rows = self._connection.execute("SELECT draft FROM open_experiments ORDER BY id").fetchall()
+        return [Record.model_validate_json(row[0]) for row in rows]
+
+    def intent(self, experiment: str) -> Intent | None:
+        """The promotion that was noted for `experiment`, or None."""
+        row = self._connection.execute("SELECT record, old_commit FROM intents WHERE id = ?", (experiment,)).fetchone()
+        return Intent(Record.model_validate_json(row[0]), row[1]) if row else None
+
+    def latest(self, count: int | None = None) -> list[Record]:
+        """The last `count` records (all for None), most recent first."""
+        rows = self._connection.execute(
+            "SELECT document FROM records ORDER BY sequence DESC LIMIT ?", (-1 if count is None else count,)
+        )
+        return [self._record(row[0]) for row in rows]
+
+    def get(self, prefix: str) -> Record:
+        """The record whose id starts with, or ends with, `prefix`. Raises UsageError (none, several)."""
+        escaped = prefix.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+        rows = self._connection.execute(
+            "SELECT document FROM records WHERE id LIKE ? ESCAPE '\\' OR id LIKE ? ESCAPE '\\' LIMIT 2",
+            (f"{escaped}%", f"%{escaped}"),
+        ).fetchall()
+        if not prefix or not rows:
+            raise UsageError(f"experiment {prefix!r}: not in the ledger", hint="arsandbox history")
+        if len(rows) > 1:
+            raise UsageError(f"experiment {prefix!r}: several match", hint="give more of the id")
+        return self._record(rows[0][0])
+
+    def measured(self, tree: str, setup: str) -> Record | None:
+        """The latest record with a trusted value for `tree` under `setup`, or None."""
+        row = self._connection.execute(
+            "SELECT document FROM records WHERE tree = ? AND setup = ? AND verdict IN ('baseline', 'keep', 'discard')"
+            " ORDER BY sequence DESC LIMIT 1",
+            (tree, setup),
+        ).fetchone()
+        return self._record(row[0]) if row else None
+
+    def problems(self) -> Iterator[str]:
+        """Every break in the chain, in order: what was changed, removed or reordered."""
+        previous = GENESIS
+        for sequence, identity, text, digest in self._connection.execute(
+            "SELECT sequence, id, document, hash FROM records ORDER BY sequence"
+        ):
+            try:
+                document = json.loads(text)
+                claimed, before = document.pop("ledger_hash"), document["previous_hash"]
+                actual = _hash(document)
+            except (ValueError, KeyError, TypeError, AttributeError, rfc8785.CanonicalizationError):
+                yield f"record {sequence} ({identity}) cannot be read"
+                return
+            if actual != claimed or claimed != digest or document.get("id") != identity:
+                yield f"record {sequence} ({identity}) was changed"
+            if before != previous:
+                yield f"a record before {sequence} ({identity}) was removed, added or reordered"
+            previous = digest
+
+    def _record(self, document: str) -> Record:
+        try:
+            return Record.model_validate_json(document)
+        except ValidationError as error:
+            raise StateError(f"{self._path}: a record cannot be read", hint="arsandbox verify") from error
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self._translated():
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._connection.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise StateError(
+                f"cannot write {self._path}: {error}", hint="is the disk full? nothing was promoted"
+            ) from error

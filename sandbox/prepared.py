@@ -1,0 +1,186 @@
+"""The prepare stage's outputs: made once per set of fixed files, frozen by digest, split in two.
+
+What `evaluate.data` names goes into a layer that only the evaluation mounts; the rest into one that
+training sees too. The seed that the prepare stage got is never told to any other stage.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import rfc8785
+
+from arsandbox.sandbox import state
+from arsandbox.sandbox.engines.port import Engine
+from arsandbox.sandbox.errors import RefusedError, StateError
+from arsandbox.sandbox.events import Listener
+from arsandbox.sandbox.models import ImageRef, Reason, Stage
+from arsandbox.sandbox.objects import ObjectStore
+from arsandbox.sandbox.settings import Settings
+from arsandbox.sandbox.stage import StagePlan, run_stage
+from arsandbox.sandbox.workspace.layers import LayerStore, is_below
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """Layers with prepared data: `visible` for every stage, `heldout` for the evaluation alone."""
+
+    sha256: str
+    visible: Path
+    heldout: Path
+
+
+def fixed_tree(objects: ObjectStore, base: str, settings: Settings, cache: Path) -> tuple[str, tuple[str, ...]]:
+    """(digest of every file of `base` that no candidate may change, the editable paths of `base`).
+
+    Cached by tree in `cache`, since listing a large tree costs more than everything else.
+    """
+    tree, rules = objects.tree_of(base), settings.rules
+    name = hashlib.sha256(repr((tree, rules.editable, rules.protected)).encode()).hexdigest()[:40]
+    file = state.make_private(cache) / f"{name}.json"
+    try:
+        digest, editable = json.loads(file.read_text())
+        return str(digest), tuple(editable)
+    except (FileNotFoundError, ValueError):
+        pass  # not known yet
+    rows, paths = hashlib.sha256(), []
+    for entry in objects.entries(tree):
+        if rules.is_editable(entry.path):
+            paths.append(entry.path)
+        else:
+            rows.update(f"{entry.mode} {entry.blob} {entry.path}\0".encode("utf-8", "surrogateescape"))
+    fresh = file.with_suffix(f".{os.getpid()}")
+    fresh.write_text(json.dumps([rows.hexdigest(), paths]))
+    fresh.rename(file)
+    return rows.hexdigest(), tuple(paths)
+
+
+def ensure(
+    engine: Engine,
+    layers: LayerStore,
+    settings: Settings,
+    *,
+    base: str,
+    fixed: tuple[str, tuple[str, ...]],
+    image: ImageRef,
+    directory: Path,
+    experiment: str,
+    scratch: Path,
+    labels: Mapping[str, str],
+    listener: Listener,
+) -> PreparedData | None:
+    """The prepared data for `base`, from the cache or by running the prepare stage; None without one.
+
+    Raises RefusedError when the prepare stage fails or leaves an output out.
+    """
+    plan = settings.project.prepare
+    if plan is None:
+        return None
+    key = _digest({
+        "fixed": fixed[0], "image": image.digest, "prepare": plan.model_dump(mode="json"),
+        "environment": settings.project.environment, "heldout": settings.heldout,
+    })  # fmt: skip
+    home = state.make_private(directory)
+    with state.exclusive(home / "lock", seconds=plan.timeout + 60):
+        target = home / key[:40]
+        if not target.is_dir():
+            fresh = Path(tempfile.mkdtemp(prefix="preparing-", dir=home))
+            try:
+                _run(
+                    engine,
+                    layers,
+                    settings,
+                    base,
+                    fixed[1],
+                    image,
+                    fresh,
+                    experiment,
+                    scratch,
+                    labels,
+                    listener,
+                )
+                (fresh / "key").write_text(key)
+                fresh.rename(target)
+            finally:
+                shutil.rmtree(fresh, ignore_errors=True)
+    try:
+        digest = str(json.loads((target / "manifest.json").read_text())["sha256"])
+    except (OSError, ValueError, KeyError) as error:
+        raise StateError(f"the prepared data in {target} is damaged", hint=f"rm -r {target}") from error
+    return PreparedData(digest, target / "visible", target / "heldout")
+
+
+def _run(
+    engine: Engine, layers: LayerStore, settings: Settings, base: str, editable: tuple[str, ...], image: ImageRef,
+    fresh: Path, experiment: str, scratch: Path, labels: Mapping[str, str], listener: Listener,
+) -> None:  # fmt: skip
+    plan = settings.project.prepare
+    assert plan is not None  # noqa: S101 - the caller has looked
+    heldout = settings.heldout
+    seed = secrets.randbits(31)
+    stack = (
+        *layers.hiding(editable).paths,
+        *layers.only(base, heldout).paths,
+        *layers.layers(base, without=heldout).paths,
+    )
+    listener.note("preparing data (once for this base)")
+    stage = StagePlan(
+        stage=Stage.PREPARE,
+        image=image,
+        command=plan.command,
+        environment={**settings.project.environment, "ARSANDBOX_SEED": str(seed), "PYTHONHASHSEED": "0"},
+        layers=stack,
+        limits=settings.policy.limits,
+        limit_s=plan.timeout,
+        log=fresh / "prepare.log",
+    )
+    with run_stage(engine, stage, experiment=experiment, scratch=scratch, labels=labels, listener=listener) as run:
+        ended = run.outcome.termination
+        if ended.reason is not Reason.COMPLETED:
+            tail = (fresh / "prepare.log").read_bytes()[-2000:].decode("utf-8", "replace").strip().splitlines()
+            raise RefusedError(
+                f"the prepare stage failed ({ended.reason.value}): {ended.detail}",
+                hint=state.printable(tail[-1]) if tail else "it printed nothing",
+            )
+        collected_root = fresh / "collected"
+        collected_root.mkdir()
+        policy = settings.policy
+        collected = run.sandbox.collect(
+            plan.outputs, collected_root, most_bytes=policy.artifact_bytes, most_files=policy.artifact_files
+        )
+    if collected.refused:
+        raise RefusedError(f"the prepare stage left something that cannot be frozen: {collected.refused[0]}")
+    for output in plan.outputs:
+        if not any(is_below(path, [output]) for path in collected.files):
+            raise RefusedError(f"the prepare stage left nothing at {output}", hint="see [prepare] outputs")
+    _split(collected_root, fresh, collected.files, heldout)
+    rows = sorted(collected.files.items())
+    manifest = {"sha256": _digest(rows), "files": dict(rows), "seed": seed}
+    (fresh / "manifest.json").write_text(json.dumps(manifest, indent=1))
+
+
+def _split(source: Path, target: Path, files: Iterable[str], heldout: tuple[str, ...]) -> None:
+    for name in ("visible", "heldout"):
+        (target / name).mkdir()
+        (target / name).chmod(0o777)
+    for path in files:
+        root = target / ("heldout" if is_below(path, heldout) else "visible")
+        place = root / path
+        for parent in reversed(place.relative_to(root).parents):
+            (root / parent).mkdir(exist_ok=True)
+            (root / parent).chmod(0o777)
+        (source / path).rename(place)
+        place.chmod(0o666)
+    shutil.rmtree(source)
+
+
+def _digest(document: object) -> str:
+    return hashlib.sha256(rfc8785.dumps(json.loads(json.dumps(document)))).hexdigest()

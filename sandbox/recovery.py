@@ -1,0 +1,96 @@
+"""Finish what dead controllers left: sandboxes, mounts, directories, open experiments, half promotions.
+
+An experiment's controller holds the lock in its run directory for as long as it lives. Whoever can
+take it knows that the controller is dead; everything here may be repeated, and stopped at any line.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from arsandbox.sandbox import host, promotion, state
+from arsandbox.sandbox.engines.port import Engine
+from arsandbox.sandbox.errors import ArsandboxError
+from arsandbox.sandbox.ledger import Ledger
+from arsandbox.sandbox.models import Record, utc_now
+from arsandbox.sandbox.repository import Repository
+from arsandbox.sandbox.workspace.overlay import unmount_below
+from arsandbox.sandbox.workspace.upper import remove_tree
+
+
+def recover(repository_state: Path, engine: Engine) -> list[str]:
+    """Clean up after every dead controller of one repository; returns what was done, a line each.
+
+    Raises MachineError when the engine cannot be asked, StateError for a damaged ledger.
+    """
+    done: list[str] = []
+    runs = state.make_private(repository_state / "runs")
+    for directory in sorted(runs.iterdir()):
+        lock = state.Lock.try_take(directory / "lock")
+        if lock is None:
+            continue
+        try:
+            done += engine.sweep({host.EXPERIMENT_LABEL: directory.name, host.HOME_LABEL: host.home_id()})
+            done += [f"mount {point}" for point in unmount_below(directory)]
+            done += _close_record(repository_state, directory.name)
+            remove_run(directory)
+            done.append(f"directory {directory}")
+        finally:
+            lock.close()
+    with Ledger.open(repository_state) as ledger:
+        for draft in ledger.open_experiments():
+            if not (runs / draft.id).exists():
+                done += _close_record(repository_state, draft.id)
+    return done
+
+
+def remove_run(directory: Path) -> None:
+    """Remove an experiment's run directory, whose lock the caller holds; repeatable."""
+    unmount_below(directory)
+    remove_tree(str(directory))
+
+
+def collect_garbage(engine: Engine) -> list[str]:
+    """`recover` for every repository, then whatever else on the engine bears the label of a dead run."""
+    done: list[str] = []
+    repositories = state.home() / "repos"
+    known = sorted(repositories.iterdir()) if repositories.is_dir() else []
+    for directory in known:
+        done += recover(directory, engine)
+    alive = {run.name for directory in known for run in (directory / "runs").glob("*")}
+    for experiment in sorted(engine.labelled(host.EXPERIMENT_LABEL) - alive):
+        done += engine.sweep({host.EXPERIMENT_LABEL: experiment, host.HOME_LABEL: host.home_id()})
+    for directory in known:
+        for left in (directory / "layers").glob("building-*"):
+            with state.exclusive(directory / "layers" / "lock"):
+                shutil.rmtree(left, ignore_errors=True)
+    return done
+
+
+def _close_record(repository_state: Path, experiment: str) -> list[str]:
+    with Ledger.open(repository_state) as ledger:
+        intent = ledger.intent(experiment)
+        draft = next((d for d in ledger.open_experiments() if d.id == experiment), None)
+        if intent is not None:
+            return [_finish_promotion(ledger, intent.record, intent.old_commit)]
+        if draft is None:
+            return []
+        ledger.append(draft.model_copy(update={"finished_at": utc_now()}))
+        return [f"experiment {experiment}: recorded as interrupted"]
+
+
+def _finish_promotion(ledger: Ledger, record: Record, old_commit: str) -> str:
+    """Move the ref that a dead controller meant to move, or record the winner without a promotion."""
+    assert record.promotion is not None  # noqa: S101 - an intent is made of a record with one
+    prepared = promotion.Prepared(record.promotion.commit, record.promotion.ref, old_commit)
+    try:
+        moved = promotion.publish(Repository.open(Path(record.repo)), prepared)
+        why = "the branch has moved since"
+    except ArsandboxError as error:
+        moved, why = False, error.message
+    if moved:
+        ledger.append(record)
+        return f"experiment {record.id}: promotion to {prepared.ref} completed"
+    ledger.append(record.model_copy(update={"promotion": None, "reason": f"{record.reason}; not promoted: {why}"}))
+    return f"experiment {record.id}: not promoted: {why}"

@@ -1,0 +1,134 @@
+"""Run one stage: its sandbox, its log and what it printed."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from arsandbox.policies.model import Limits
+from arsandbox.sandbox import state
+from arsandbox.sandbox.engines.port import Engine, Outcome, Sandbox, SandboxSpec
+from arsandbox.sandbox.errors import StateError
+from arsandbox.sandbox.events import Listener
+from arsandbox.sandbox.metrics import MetricReader, Metrics
+from arsandbox.sandbox.models import ImageRef, Stage, StageRecord, utc_now
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What one stage runs. `log` is the file that its output goes to; `metric` is shown while it runs."""
+
+    stage: Stage
+    image: ImageRef
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    layers: Sequence[Path]
+    limits: Limits
+    limit_s: float
+    log: Path
+    metric: str = ""
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """A stage that ended, with its sandbox still there to be read."""
+
+    record: StageRecord
+    outcome: Outcome
+    metrics: Metrics
+    sandbox: Sandbox
+    setup_s: float
+
+
+class _Watcher:
+    """Keeps the log, reads metrics and passes progress on."""
+
+    def __init__(self, plan: StagePlan, listener: Listener) -> None:
+        self._plan, self._listener = plan, listener
+        self._log = plan.log.open("wb")
+        self._digest = hashlib.sha256()
+        self.reader = MetricReader()
+        self.problem: OSError | None = None
+
+    def output(self, chunk: bytes) -> None:
+        self._digest.update(chunk)
+        self.reader.feed(chunk)
+        try:
+            self._log.write(chunk)
+        except OSError as error:
+            self.problem = error  # a full disk: said when the stage has ended
+
+    def tick(self, elapsed_s: float, memory_bytes: int) -> None:
+        latest = self.reader.latest(self._plan.metric)
+        self._listener.progress(self._plan.stage, elapsed_s, self._plan.limit_s, memory_bytes, latest)
+
+    def close(self) -> str:
+        try:
+            self._log.close()
+        except OSError as error:
+            self.problem = error
+        if self.problem is not None:
+            raise StateError(
+                f"cannot write the log {self._plan.log}: {self.problem.strerror}",
+                hint="free some space and run again",
+            )
+        return self._digest.hexdigest()
+
+
+@contextmanager
+def run_stage(
+    engine: Engine,
+    plan: StagePlan,
+    *,
+    experiment: str,
+    scratch: Path,
+    labels: Mapping[str, str],
+    listener: Listener,
+) -> Iterator[StageRun]:
+    """Run `plan` in a fresh sandbox and yield while its workspace can still be read; then all is removed.
+
+    Raises MachineError when the engine fails, StateError when the log cannot be written.
+    """
+    directory = state.make_private(scratch / plan.stage.value)
+    began = time.monotonic()
+    started_at = utc_now()
+    spec = SandboxSpec(
+        experiment=experiment,
+        stage=plan.stage,
+        image=plan.image,
+        command=tuple(plan.command),
+        environment=dict(plan.environment),
+        layers=tuple(plan.layers),
+        limits=plan.limits,
+        deadline_s=plan.limit_s,
+        scratch=directory,
+        labels=dict(labels),
+    )
+    watcher = _Watcher(plan, listener)
+    try:
+        with engine.sandbox(spec) as sandbox:
+            listener.stage_started(plan.stage, plan.limit_s)
+            created = time.monotonic()
+            try:
+                outcome = sandbox.run(watcher)
+            finally:
+                listener.stage_ended(plan.stage)
+            record = StageRecord(
+                stage=plan.stage,
+                termination=outcome.termination,
+                usage=outcome.usage,
+                started_at=started_at,
+                wall_s=round(outcome.wall_s, 3),
+                log_sha256=watcher.close(),
+                log_truncated=outcome.usage.output_bytes > plan.limits.output_bytes,
+            )
+            setup = created - began + outcome.start_s
+            yield StageRun(record, outcome, watcher.reader.close(), sandbox, setup)
+    finally:
+        if directory.exists():
+            shutil.rmtree(directory, ignore_errors=True)
