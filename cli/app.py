@@ -1,0 +1,45 @@
+"""`arsandbox`: the commands, in the order in which a new user meets them.
+
+Nothing heavy is imported here: `arsandbox --help` must stay fast.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from arsandbox.cli import admin, demo, history, images, run, setup
+from arsandbox.cli.boundary import application, guarded
+
+app = application(help="Run untrusted edits of training code in throw-away containers; promote the winners into git.")
+
+
+@app.callback(invoke_without_command=True)
+def _main(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        typer.echo(f"arsandbox {installed('arsandbox')}")
+        raise typer.Exit
+
+
+app.command("demo")(demo.demo)
+app.command("init")(setup.init)
+app.command("prepare")(setup.prepare)
+app.command("run")(run.run)
+app.command("history")(history.history)
+app.command("show")(history.show)
+app.command("diff")(history.diff)
+app.command("logs")(history.logs)
+app.command("verify")(admin.verify)
+app.command("doctor")(admin.doctor)
+app.command("gc")(admin.gc)
+app.add_typer(images.app, name="image")
+
+
+def main() -> None:
+    """The console script."""
+    raise SystemExit(guarded(lambda: app(standalone_mode=False)))

@@ -1,0 +1,118 @@
+"""`arsandbox history`, `show`, `diff`, `logs`: read the ledger."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from arsandbox.cli.options import Experiment, Json, Repo
+
+if TYPE_CHECKING:
+    from arsandbox.sandbox.ledger import Ledger
+    from arsandbox.sandbox.models import Record
+
+
+def history(
+    repo: Repo = Path(),
+    count: Annotated[int | None, typer.Option("-n", min=1, help="The last N only.")] = None,
+    tsv: Annotated[bool, typer.Option("--tsv", help="autoresearch's results.tsv.")] = False,
+    jsonl: Annotated[bool, typer.Option("--jsonl", help="One record a line.")] = False,
+    json: Json = False,
+) -> None:
+    """List the experiments, most recent first."""
+    with _ledger(repo) as (ledger, _):
+        records = ledger.latest(count)
+    if json or jsonl:
+        for record in records:
+            sys.stdout.write(record.model_dump_json() + "\n")
+    elif tsv:
+        sys.stdout.write(_results_tsv(records))
+    elif not records:
+        sys.stderr.write("no experiments yet: arsandbox run\n")
+    else:
+        from rich.console import Console
+
+        from arsandbox.cli.render import history_table
+
+        Console(highlight=False).print(history_table(records))
+
+
+def show(experiment: Experiment, repo: Repo = Path(), json: Json = False) -> None:
+    """Show one experiment's record."""
+    with _ledger(repo) as (ledger, _):
+        record = ledger.get(experiment)
+    if json:
+        sys.stdout.write(record.model_dump_json() + "\n")
+        return
+    from rich.console import Console
+
+    from arsandbox.cli.render import record_table
+
+    Console(highlight=False).print(record_table(record))
+
+
+def diff(experiment: Experiment, repo: Repo = Path()) -> None:
+    """Print the candidate's patch."""
+    with _ledger(repo) as (ledger, state):
+        record = ledger.get(experiment)
+    _print_file(state / "experiments" / record.id / "patch.diff", raw=not sys.stdout.isatty())
+
+
+def logs(
+    experiment: Experiment,
+    repo: Repo = Path(),
+    stage: Annotated[str, typer.Option(help="train or evaluate.")] = "train",
+    raw: Annotated[bool, typer.Option("--raw", help="Bytes as they were written, control sequences too.")] = False,
+) -> None:
+    """Print what a stage wrote to its output, control sequences stripped."""
+    from arsandbox.sandbox.errors import UsageError
+
+    if stage not in ("train", "evaluate"):
+        raise UsageError(f"--stage {stage!r}: must be train or evaluate")
+    with _ledger(repo) as (ledger, state):
+        record = ledger.get(experiment)
+    _print_file(state / "experiments" / record.id / f"{stage}.log", raw=raw)
+
+
+@contextmanager
+def _ledger(repo: Path) -> Iterator[tuple[Ledger, Path]]:
+    from arsandbox.sandbox.ledger import Ledger
+    from arsandbox.sandbox.repository import Repository
+
+    state = Repository.open(repo).state
+    with Ledger.open(state) as ledger:
+        yield ledger, state
+
+
+def _print_file(path: Path, *, raw: bool) -> None:
+    from arsandbox.sandbox.errors import UsageError
+
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                if raw:
+                    sys.stdout.buffer.write(block)
+                else:
+                    text = block.decode("utf-8", "replace")
+                    sys.stdout.write("".join(c for c in text if c.isprintable() or c in "\n\t"))
+    except FileNotFoundError as error:
+        raise UsageError(f"this experiment has no {path.name}", hint="it ended before that stage") from error
+
+
+def _results_tsv(records: list[Record]) -> str:
+    """autoresearch's results.tsv, oldest first; a row without a value reads 0.000000 and `crash`."""
+    lines = ["commit\tval_bpb\tmemory_gb\tstatus\tdescription"]
+    for record in reversed(records):
+        commit = record.promotion.commit if record.promotion else record.base_commit
+        value = record.metric.value
+        known = record.verdict.value in ("baseline", "keep", "discard") and value is not None
+        memory = record.usage.peak_memory_bytes / 1024**3 if known else 0.0
+        status = {"baseline": "keep"}.get(record.verdict.value, record.verdict.value) if known else "crash"
+        what = " ".join((record.description or ", ".join(record.patch.files) or "baseline").split())
+        lines.append(f"{commit[:7]}\t{value if known else 0:.6f}\t{memory:.1f}\t{status}\t{what}")
+    return "\n".join(lines) + "\n"

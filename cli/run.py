@@ -1,0 +1,121 @@
+"""`arsandbox run`: one experiment."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from arsandbox.cli.options import EngineName, Json, Repo, find_image, open_engine
+
+if TYPE_CHECKING:
+    from arsandbox.sandbox.experiment import Plan
+
+
+def run(
+    command: Annotated[
+        list[str] | None, typer.Argument(metavar="[-- COMMAND...]", help="Instead of the config's command.")
+    ] = None,
+    repo: Repo = Path(),
+    image: Annotated[str | None, typer.Option(help="Image name (see: arsandbox image list).")] = None,
+    budget: Annotated[str | None, typer.Option(help="Wall-clock time for training: 20s, 5m, 1h30m.")] = None,
+    grace: Annotated[str | None, typer.Option(help="Time on top for start-up and closing work.")] = None,
+    patch: Annotated[Path | None, typer.Option(help="The candidate is this git diff, not the working tree.")] = None,
+    commit: Annotated[str | None, typer.Option(help="The candidate is this commit.")] = None,
+    base: Annotated[str, typer.Option(help="The commit that the candidate is compared with.")] = "HEAD",
+    editable: Annotated[list[str] | None, typer.Option(help="A path the candidate may change.")] = None,
+    cpus: Annotated[float | None, typer.Option(help="Cores.")] = None,
+    memory: Annotated[str | None, typer.Option(help="Memory, no swap: 512m, 16g.")] = None,
+    pids: Annotated[int | None, typer.Option(help="Processes and threads.")] = None,
+    disk: Annotated[str | None, typer.Option(help="What the run may write: 2g.")] = None,
+    metric: Annotated[str | None, typer.Option(help="The metric's name.")] = None,
+    goal: Annotated[str | None, typer.Option(help="min or max.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**32 - 1, help="Instead of a fresh one.")] = None,
+    tag: Annotated[str | None, typer.Option(help="The promotion branch's tag (default: month and day).")] = None,
+    description: Annotated[str, typer.Option(help="One line for the history.")] = "",
+    no_promote: Annotated[bool, typer.Option("--no-promote", help="Measure and decide only.")] = False,
+    accept_self_reported: Annotated[
+        bool, typer.Option("--accept-self-reported", help="Promote on a number that the run itself printed.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and stop.")] = False,
+    engine: EngineName = "docker",
+    json: Json = False,
+) -> int:
+    """Run one candidate in fresh containers, judge it, and promote it if it wins.
+
+    The candidate is the working tree's change against the base commit; no change at all measures the
+    baseline.
+    """
+    from arsandbox.cli.render import ProgressListener
+    from arsandbox.sandbox import experiment
+    from arsandbox.sandbox.errors import RefusedError, UsageError
+    from arsandbox.sandbox.settings import Options, duration_option
+
+    if patch is not None and commit is not None:
+        raise UsageError("--patch and --commit exclude each other", hint="give one of them")
+    if goal not in (None, "min", "max"):
+        raise UsageError(f"--goal {goal!r}: must be min or max", hint="--goal min")
+    options = Options(
+        image=image,
+        budget_s=duration_option(budget, "--budget"),
+        grace_s=duration_option(grace, "--grace"),
+        command=tuple(command or ()),
+        editable=tuple(editable or ()),
+        metric=metric,
+        goal=goal,
+        limits=_limits(cpus, memory, pids, disk),
+        seed=seed,
+        tag=tag,
+        description=" ".join(description.split()),
+        promote=not no_promote,
+        accept_self_reported=accept_self_reported,
+    )
+    listener = ProgressListener(quiet=json)
+    request = experiment.Request(repo, options, base=base, patch=patch, commit=commit)
+    plan = experiment.plan(request, find_image=find_image)
+    if dry_run:
+        _say_plan(plan, as_json=json)
+        if plan.refusals:
+            raise RefusedError(f"the patch would be refused: {plan.refusals[0]}")
+        return 0
+    record = experiment.run(plan, open_engine(engine), listener)
+    if json:
+        sys.stdout.write(record.model_dump_json() + "\n")
+    return record.verdict.exit_code
+
+
+def _limits(cpus: float | None, memory: str | None, pids: int | None, disk: str | None) -> dict[str, Any]:
+    from arsandbox.sandbox.quantities import parse_size
+
+    return {
+        "cpus": cpus,
+        "memory_bytes": None if memory is None else parse_size(memory, what="--memory"),
+        "pids": pids,
+        "disk_bytes": None if disk is None else parse_size(disk, what="--disk"),
+    }
+
+
+def _say_plan(plan: Plan, *, as_json: bool) -> None:
+    import json
+
+    settings = plan.settings
+    facts = {
+        "base": plan.base,
+        "candidate_tree": plan.candidate.tree,
+        "files": list(plan.candidate.patch.files),
+        "refusals": list(plan.refusals),
+        "branch": plan.branch,
+        "champion": plan.champion,
+        "image": plan.image.model_dump(),
+        "command": list(settings.project.command),
+        "budget_s": settings.budget_s,
+        "grace_s": settings.grace_s,
+        "policy": settings.policy.model_dump(mode="json"),
+    }
+    if as_json:
+        sys.stdout.write(json.dumps(facts) + "\n")
+        return
+    for name, value in facts.items():
+        sys.stdout.write(f"{name:15} {value if isinstance(value, str | float) else json.dumps(value)}\n")
