@@ -5,15 +5,11 @@ from __future__ import annotations
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from arsandbox.cli.options import EngineName, Json, catalogue, find_image, open_engine
-
-if TYPE_CHECKING:
-    from arsandbox.sandbox.engines.port import Engine
-    from arsandbox.sandbox.events import Listener
+from arsandbox.cli.options import EngineName, Json, find_image, open_engine
 
 
 def demo(
@@ -25,6 +21,7 @@ def demo(
     from arsandbox.cli.render import ProgressListener, history_table
     from arsandbox.sandbox import story
     from arsandbox.sandbox.errors import MachineError
+    from arsandbox.sandbox.imaging import build_and_pin
 
     listener = ProgressListener(quiet=json)
     opened = open_engine(engine)
@@ -34,7 +31,7 @@ def demo(
     except MachineError:
         built = False
     if not built:
-        _build_image(opened, listener)
+        build_and_pin(story.IMAGE, opened, listener)
         image = find_image(story.IMAGE)
     place = directory or Path(tempfile.mkdtemp(prefix="arsandbox-demo-"))
     records = []
@@ -54,18 +51,3 @@ def demo(
     for line in unexpected:
         listener.note(line)
     return 1 if unexpected else 0
-
-
-def _build_image(engine: Engine, listener: Listener) -> None:
-    from arsandbox.images.build import build_image
-    from arsandbox.images.recipe import load_recipe
-    from arsandbox.sandbox.state import home
-    from arsandbox.sandbox.story import IMAGE
-
-    built = build_image(
-        load_recipe(IMAGE),
-        cache=home() / "image-layers",
-        load=engine.load_image,
-        progress=listener.note,
-    )
-    catalogue().pin(built)

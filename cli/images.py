@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from arsandbox.cli.boundary import application
-from arsandbox.cli.options import EngineName, Json, catalogue, open_engine
+from arsandbox.cli.options import EngineName, Json, open_engine
 
 app = application(help="Build and list base images.")
 
@@ -19,6 +19,7 @@ def list_images(json: Json = False) -> None:
     import json as encoder
 
     from arsandbox.images.recipe import available
+    from arsandbox.sandbox.imaging import catalogue
     from arsandbox.sandbox.quantities import format_size
 
     pinned = {entry.name: entry for entry in catalogue().entries()}
@@ -40,20 +41,11 @@ def build(
     json: Json = False,
 ) -> None:
     """Build a base image from packages, load it into the engine and pin its digest."""
-    from arsandbox.images.build import build_image
-    from arsandbox.images.recipe import load_recipe
+    from arsandbox.cli.render import ProgressListener
+    from arsandbox.sandbox.imaging import build_and_pin
     from arsandbox.sandbox.quantities import format_duration, format_size
-    from arsandbox.sandbox.state import home
 
-    recipe = load_recipe(name)
-    built = build_image(
-        recipe,
-        cache=home() / "image-layers",
-        load=open_engine(engine).load_image,
-        progress=lambda line: print(line, file=sys.stderr),
-        use_cache=not no_cache,
-    )
-    catalogue().pin(built)
+    built = build_and_pin(name, open_engine(engine), ProgressListener(quiet=json), use_cache=not no_cache)
     if json:
         sys.stdout.write(built.model_dump_json() + "\n")
         return

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from arsandbox.images.catalogue import Catalogue
     from arsandbox.sandbox.engines.port import Engine
     from arsandbox.sandbox.models import ImageRef
 
@@ -25,16 +24,9 @@ def open_engine(name: str) -> Engine:
     return opened(name)
 
 
-def catalogue() -> Catalogue:
-    """The images that this machine's user has built."""
-    from arsandbox.images.catalogue import Catalogue
-    from arsandbox.sandbox.state import home
-
-    return Catalogue(home() / "images.json")
-
-
 def find_image(name: str) -> ImageRef:
     """The pinned image of that name. Raises UsageError (unknown), MachineError (not built)."""
+    from arsandbox.sandbox.imaging import catalogue
     from arsandbox.sandbox.models import ImageRef
 
     pinned = catalogue().resolve(name)

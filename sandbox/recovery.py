@@ -34,8 +34,7 @@ def recover(repository_state: Path, engine: Engine) -> list[str]:
             done += engine.sweep({host.EXPERIMENT_LABEL: directory.name, host.HOME_LABEL: host.home_id()})
             done += [f"mount {point}" for point in unmount_below(directory)]
             done += _close_record(repository_state, directory.name)
-            remove_run(directory)
-            done.append(f"directory {directory}")
+            done.append(_remove_run_of_the_dead(directory))
         finally:
             lock.close()
     with Ledger.open(repository_state) as ledger:
@@ -49,6 +48,15 @@ def remove_run(directory: Path) -> None:
     """Remove an experiment's run directory, whose lock the caller holds; repeatable."""
     unmount_below(directory)
     remove_tree(str(directory))
+
+
+def _remove_run_of_the_dead(directory: Path) -> str:
+    try:
+        remove_run(directory)
+    except PermissionError:
+        # Without root a helper that died half-way may leave files of root's: harmless, and said each time.
+        return f"directory {directory}: holds files of root's (sudo rm -r {directory})"
+    return f"directory {directory}"
 
 
 def collect_garbage(engine: Engine) -> list[str]:

@@ -15,6 +15,7 @@ import docker
 from arsandbox.sandbox.engines.cgroup import Cgroup, Readings
 from arsandbox.sandbox.engines.docker import container
 from arsandbox.sandbox.engines.docker.client import NotFound, idempotent, translated
+from arsandbox.sandbox.engines.docker.helper import HelperWorkspace
 from arsandbox.sandbox.engines.docker.output import OutputReader
 from arsandbox.sandbox.engines.docker.uids import Uid
 from arsandbox.sandbox.engines.docker.workspace import HostWorkspace
@@ -38,7 +39,11 @@ class DockerSandbox:
         self._container = ""
         self._pid = 0
         self._uid = Uid.take()
-        self._workspace = HostWorkspace(spec.scratch, spec.layers, spec.limits, self._uid.number)
+        self._workspace: HostWorkspace | HelperWorkspace
+        if os.geteuid() == 0:
+            self._workspace = HostWorkspace(spec.scratch, spec.layers, spec.limits, self._uid.number)
+        else:
+            self._workspace = HelperWorkspace(client, spec, self._name, self._uid.number)
         self._reader: OutputReader | None = None
         self._full: set[str] = set()
 
@@ -104,7 +109,7 @@ class DockerSandbox:
             cause = "output"
         state = self._state()
         space = self._workspace.space()
-        if space.full:
+        if space is not None and space.full:
             self._full.add("the workspace")
         evidence = Evidence(
             cause=cause,
@@ -118,7 +123,7 @@ class DockerSandbox:
             cpu_s=round(readings.cpu_s, 3),
             peak_memory_bytes=readings.peak_memory_bytes,
             peak_pids=readings.peak_pids,
-            disk_bytes=space.used_bytes,
+            disk_bytes=space.used_bytes if space is not None else 0,
             output_bytes=self._reader.total,
         )
         return Outcome(
@@ -158,7 +163,8 @@ class DockerSandbox:
                 return None
 
     def _look_for_full_disks(self) -> None:
-        if self._workspace.space().full:
+        space = self._workspace.watched_space()
+        if space is not None and space.full:
             self._full.add("the workspace")
         for name in ("/tmp", "/dev/shm"):  # noqa: S108 - inside the sandbox
             try:
@@ -221,8 +227,8 @@ class DockerSandbox:
     def _remove(self) -> None:
         """Remove container, volume, quota and uid, in that order; every step is safe to repeat."""
         try:
-            if self._container:
-                _remove_container(self._client.api, self._container)
+            # By name: an interruption may have fallen between the creation and its answer.
+            _remove_container(self._client.api, self._name)
             if self._reader is not None:
                 self._reader.join(timeout=5)
             _remove_volume(self._client.api, self._name)

@@ -54,9 +54,11 @@ class HostWorkspace:
             "o": overlay_options(self._layers, self.upper, work),
         }
 
-    def space(self) -> Space:
+    def space(self) -> Space | None:
         """How full the upper layer's file system is."""
         return space_of(self._mount)
+
+    watched_space = space
 
     def changes(self) -> ChangeSet:
         """Scan the upper layer."""
