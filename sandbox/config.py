@@ -111,6 +111,23 @@ class DecisionConfig(Section):
     min_delta: Annotated[Finite, Field(ge=0)] = 0.0
 
 
+class MeasurementConfig(Section):
+    """Bounds beyond which a run counts as disturbed (`invalid`: kept, never decided on); absent ones do not bind.
+
+    `foreign_cpu` is the mean number of cores that other programs keep busy; pressures are shares of the
+    time; `pin` gives each training sandbox whole processor cores of its own while enough are free;
+    `repeat` is how often a disturbed run is measured again.
+    """
+
+    pin: bool = True
+    repeat: Annotated[int, Field(ge=0, le=10)] = 2
+    foreign_cpu: Annotated[Finite, Field(ge=0)] | None = None
+    swapped_pages: Annotated[int, Field(ge=0)] | None = None
+    throttle_events: Annotated[int, Field(ge=0)] | None = None
+    cpu_pressure: Annotated[Finite, Field(ge=0, le=1)] | None = None
+    memory_pressure: Annotated[Finite, Field(ge=0, le=1)] | None = None
+
+
 class ProjectConfig(Section):
     """Everything a project says about how its experiments run."""
 
@@ -126,6 +143,7 @@ class ProjectConfig(Section):
     environment: dict[EnvironmentName, str] = Field(default_factory=dict)
     limits: LimitsConfig = LimitsConfig()
     decision: DecisionConfig = DecisionConfig()
+    measurement: MeasurementConfig = MeasurementConfig()
 
     def check(self, where: str) -> ProjectConfig:
         """Refuse combinations that cannot work, as UsageError naming `where`; returns self."""
@@ -197,6 +215,7 @@ def _keys_at(location: tuple[int | str, ...]) -> list[str]:
         "evaluate": EvaluateConfig,
         "limits": LimitsConfig,
         "decision": DecisionConfig,
+        "measurement": MeasurementConfig,
     }
     model = sections.get(str(location[0]), ProjectConfig) if location else ProjectConfig
     return list(model.model_fields)

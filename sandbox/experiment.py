@@ -11,7 +11,7 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 
 from arsandbox.sandbox import candidate as candidates
@@ -22,7 +22,7 @@ from arsandbox.sandbox.engines.port import Engine
 from arsandbox.sandbox.errors import ArsandboxError, Interrupted, MachineError, UsageError
 from arsandbox.sandbox.events import Listener
 from arsandbox.sandbox.ledger import Ledger
-from arsandbox.sandbox.measure import Bench, Measurement, measure
+from arsandbox.sandbox.measure import Bench, Measurement, determinism, measure
 from arsandbox.sandbox.models import (
     Baseline,
     ImageRef,
@@ -37,6 +37,7 @@ from arsandbox.sandbox.models import (
     utc_now,
 )
 from arsandbox.sandbox.repository import Repository
+from arsandbox.sandbox.run_directory import RunDirectory, run_directory
 from arsandbox.sandbox.settings import Options, Settings
 from arsandbox.sandbox.workspace.layers import LayerStore
 
@@ -111,39 +112,67 @@ def plan(request: Request, *, find_image: Callable[[str], ImageRef]) -> Plan:
 def run(what: Plan, engine: Engine, listener: Listener) -> Record:
     """Run the experiment and return its ledger record. Raises ArsandboxError for our own failures.
 
-    The baseline is measured first when none is recorded for this set-up. On KeyboardInterrupt the
-    sandbox is ended, the record says `interrupted`, and Interrupted is raised.
+    The baseline is measured first when none is recorded for this set-up; a disturbed measurement is
+    kept as `invalid` and made again. On KeyboardInterrupt the sandbox is ended, the record says
+    `interrupted`, and Interrupted is raised.
     """
     for line in recovery.recover(what.repository.state, engine):
         listener.note(f"cleaned up after a dead controller: {line}")
-    if not engine.has_image(what.image.digest):
-        raise MachineError(
-            f"image {what.image.name} ({what.image.digest[:19]}…) is pinned but not in the engine",
-            hint=f"arsandbox image build {what.image.name}",
-        )
+    require_image(engine, what.image)
     for path in what.candidate.left_out[:5]:
         listener.note(f"not part of the candidate: {path} (untracked, not in `editable`)")
     with Ledger.open(what.repository.state) as ledger:
-        return _Experiment(what, what.candidate, engine, listener, ledger).run()
+        return _measured(what, what.candidate, engine, listener, ledger)
 
 
 def prepare(what: Plan, engine: Engine, listener: Listener) -> str | None:
     """Run the prepare stage if its outputs are not cached; returns their digest, None without a stage."""
     recovery.recover(what.repository.state, engine)
-    with Ledger.open(what.repository.state) as ledger:
-        return _Experiment(what, what.candidate, engine, listener, ledger).prepare_only()
+    require_image(engine, what.image)
+    try:
+        with Ledger.open(what.repository.state) as ledger, run_directory(what.repository.state) as place:
+            data = _Experiment(what, what.candidate, engine, listener, ledger, place).bench().data
+    except KeyboardInterrupt as error:
+        raise Interrupted("interrupted; the sandbox is gone") from error
+    return data.sha256 if data else None
+
+
+def require_image(engine: Engine, image: ImageRef) -> None:
+    """Raises MachineError unless the engine holds the image with that digest."""
+    if not engine.has_image(image.digest):
+        raise MachineError(
+            f"image {image.name} ({image.digest[:19]}…) is pinned but not in the engine",
+            hint=f"arsandbox image build {image.name}",
+        )
+
+
+def _measured(what: Plan, candidate: Candidate, engine: Engine, listener: Listener, ledger: Ledger) -> Record:
+    """The candidate's record; measured again, as often as the project says, while the machine was disturbed."""
+    for left in range(what.settings.project.measurement.repeat, -1, -1):
+        with run_directory(what.repository.state) as place:
+            record = _Experiment(what, candidate, engine, listener, ledger, place).run()
+        listener.finished(record)
+        if record.verdict is not Verdict.INVALID or not left:
+            break
+        listener.note("the machine was disturbed: measuring again")
+    return record
 
 
 class _Experiment:
     """One candidate on its way to a record."""
 
-    def __init__(self, what: Plan, candidate: Candidate, engine: Engine, listener: Listener, ledger: Ledger) -> None:
+    def __init__(
+        self,
+        what: Plan,
+        candidate: Candidate,
+        engine: Engine,
+        listener: Listener,
+        ledger: Ledger,
+        place: RunDirectory,
+    ) -> None:
         self._plan, self._candidate, self._engine = what, candidate, engine
-        self._listener, self._ledger = listener, ledger
-        self._id = state.new_experiment_id()
+        self._listener, self._ledger, self._place = listener, ledger, place
         self._queued = time.monotonic()
-        self._home = what.repository.state / "experiments" / self._id
-        self._scratch = what.repository.state / "runs" / self._id
         # Fresh for every experiment, the baseline's too: a shared seed would promote a lucky one.
         self._seed = what.options.seed if what.options.seed is not None else secrets.randbits(31)
         self._setup = ""
@@ -151,65 +180,32 @@ class _Experiment:
         self._draft = self._first_draft()
 
     def run(self) -> Record:
-        state.make_private(self._scratch)
-        lock = state.Lock.try_take(self._scratch / "lock")
-        assert lock is not None  # noqa: S101 - the id is new
         try:
-            state.make_private(self._home)
-            (self._home / "patch.diff").write_bytes(self._candidate.diff)
+            (self._place.keep / "patch.diff").write_bytes(self._candidate.diff)
             self._ledger.begin(self._draft)
-            record = self._run()
+            return self._run()
         except KeyboardInterrupt as error:
             self._close(Verdict.INTERRUPTED, "interrupted by the user")
-            raise Interrupted(f"experiment {self._id} was interrupted; its sandbox is gone") from error
+            raise Interrupted(f"experiment {self._place.id} was interrupted; its sandbox is gone") from error
         except ArsandboxError as error:
-            if self._ledger.intent(self._id) is None:
+            if self._ledger.intent(self._place.id) is None:
                 self._close(Verdict.INTERRUPTED, f"not finished: {error.message}")
             raise
-        finally:
-            recovery.remove_run(self._scratch)
-            lock.close()
-        self._listener.finished(record)
-        return record
-
-    def prepare_only(self) -> str | None:
-        state.make_private(self._scratch)
-        lock = state.Lock.try_take(self._scratch / "lock")
-        assert lock is not None  # noqa: S101 - the id is new
-        try:
-            data = self._bench().data
-        except KeyboardInterrupt as error:
-            raise Interrupted("interrupted; the sandbox is gone") from error
-        finally:
-            recovery.remove_run(self._scratch)
-            lock.close()
-        return data.sha256 if data else None
 
     def _run(self) -> Record:
         what = self._plan
         if what.refusals and not self._candidate.is_base:
             return self._close(Verdict.REJECTED, f"the patch is refused: {what.refusals[0]}")
-        bench = self._bench()
-        self._setup = what.settings.digest(
-            image=what.image.digest, fixed_tree=what.fixed[0], data=bench.data.sha256 if bench.data else None
-        )
-        self._draft = self._draft.model_copy(
-            update={"setup_sha256": self._setup, "data_sha256": bench.data.sha256 if bench.data else None}
-        )
+        bench = self.bench()
+        data = bench.data.sha256 if bench.data else None
+        self._setup = what.settings.digest(image=what.image.digest, fixed_tree=what.fixed[0], data=data)
+        self._draft = self._draft.model_copy(update={"setup_sha256": self._setup, "data_sha256": data})
         baseline = None if self._candidate.is_base else self._baseline(what.champion)
-        measure(
-            bench,
-            self._candidate,
-            seed=self._seed,
-            experiment=self._id,
-            keep=self._home,
-            scratch=self._scratch,
-            labels=self._labels(),
-            into=self._seen,
-        )
+        measure(bench, self._candidate, seed=self._seed, run=self._place, into=self._seen)
         return self._judge(baseline)
 
-    def _bench(self) -> Bench:
+    def bench(self) -> Bench:
+        """Where the candidate is measured; runs the prepare stage when its outputs are not there yet."""
         what = self._plan
         layers = LayerStore(what.repository.state / "layers", what.repository.objects)
         data = prepared.ensure(
@@ -220,9 +216,7 @@ class _Experiment:
             fixed=what.fixed,
             image=what.image,
             directory=what.repository.state / "data",
-            experiment=self._id,
-            scratch=self._scratch,
-            labels=self._labels(),
+            run=self._place,
             listener=self._listener,
         )
         return Bench(self._engine, what.repository.objects, layers, what.settings, what.image, data, self._listener)
@@ -235,7 +229,7 @@ class _Experiment:
             return found
         self._listener.note(f"no baseline is recorded for {champion[:12]} under this set-up: measuring it first")
         unchanged = candidates.from_commit(self._plan.repository.objects, champion, champion)
-        record = _Experiment(self._plan, unchanged, self._engine, self._listener, self._ledger).run()
+        record = _measured(self._plan, unchanged, self._engine, self._listener, self._ledger)
         if record.metric.value is None or record.verdict is not Verdict.BASELINE:
             raise UsageError(
                 f"the baseline itself failed ({record.verdict.value}): {record.reason}",
@@ -290,6 +284,8 @@ class _Experiment:
             return Verdict(ended.reason.value), f"training: {ended.detail}"
         if seen.tampered:
             return Verdict.TAMPERED, seen.tampered
+        if seen.disturbed:
+            return Verdict.INVALID, f"the machine was disturbed: {seen.disturbed[0]}"
         if seen.value is None:
             return Verdict.NO_METRIC, seen.problem or "there is no metric"
         return None
@@ -306,20 +302,34 @@ class _Experiment:
         """Promote and return the final record, or None when the branch has moved under us."""
         what = self._plan
         record = self._final(Verdict.KEEP, reason)
+        self._keep_artifacts()
         ready = promotion.prepare(
-            what.repository, record, candidate=self._candidate.commit, branch=what.branch, base=what.base
+            what.repository,
+            record,
+            candidate=self._candidate.commit,
+            branch=what.branch,
+            base=what.base,
+            ledger_head=self._ledger.head(),
         )
         record = record.model_copy(update={"promotion": Promotion(commit=ready.commit, ref=ready.ref)})
         self._ledger.intend(record, ready.old)
         if promotion.publish(what.repository, ready):
             return self._ledger.append(record)
-        self._ledger.forget_intent(self._id)
+        self._ledger.forget_intent(self._place.id)
         if what.branch in what.repository.checked_out_branches():
             return self._close(Verdict.KEEP, f"{reason}; not promoted: {what.branch} has been checked out meanwhile")
         return None
 
     def _close(self, verdict: Verdict, reason: str) -> Record:
+        if verdict in (Verdict.BASELINE, Verdict.KEEP):
+            self._keep_artifacts()
         return self._ledger.append(self._final(verdict, reason))
+
+    def _keep_artifacts(self) -> None:
+        """Keep what a champion may be evaluated again from; a loser's artifacts go with its run."""
+        directory, kept = self._seen.artifact_directory, self._place.keep / "artifacts"
+        if directory is not None and directory.exists() and not kept.exists():
+            directory.rename(kept)
 
     def _final(self, verdict: Verdict, reason: str) -> Record:
         seen, what = self._seen, self._plan
@@ -337,6 +347,7 @@ class _Experiment:
                 "stages": tuple(seen.stages),
                 "change_set": seen.change_set,
                 "artifacts": seen.artifacts,
+                "conditions": seen.conditions,
                 "timing": Timing(
                     queued_s=round(max(0.0, self._queued_s), 4),
                     setup_s=round(seen.setup_s, 4),
@@ -358,19 +369,12 @@ class _Experiment:
         busy = seen.setup_s + (seen.train.wall_s if seen.train else 0) + seen.evaluate_s + seen.diff_s + seen.teardown_s
         return time.monotonic() - self._queued - busy
 
-    def _labels(self) -> dict[str, str]:
-        settings = self._plan.settings
-        project = settings.project
-        longest = settings.deadline_s + sum(s.timeout for s in (project.prepare, project.evaluate) if s is not None)
-        deadline = datetime.now(UTC) + timedelta(seconds=longest)
-        return host.labels(self._id, deadline.isoformat(timespec="seconds"))
-
     def _first_draft(self) -> Record:
         """The record as it stands if this controller dies: interrupted."""
         what, project = self._plan, self._plan.settings.project
         now = utc_now()
         return Record(
-            id=self._id,
+            id=self._place.id,
             repo=str(what.repository.worktree),
             branch=what.branch,
             base_commit=self._candidate.base,
@@ -383,9 +387,7 @@ class _Experiment:
             budget_s=what.settings.budget_s,
             grace_s=what.settings.grace_s,
             engine=self._engine.info(),
-            policy=PolicyInfo(
-                sha256=what.settings.policy.sha256(), effective=what.settings.policy.model_dump(mode="json")
-            ),
+            policy=PolicyInfo(sha256=what.settings.policy.sha256(), effective=what.settings.effective()),
             metric=MetricInfo(
                 name=project.metric.name, goal=project.metric.goal, value=None, source=project.metric.source
             ),
@@ -396,6 +398,7 @@ class _Experiment:
             started_at=now,
             finished_at=now,
             environment=host.environment(),
+            determinism=determinism(self._seed),
         )
 
 

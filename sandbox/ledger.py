@@ -23,8 +23,8 @@ from arsandbox.sandbox.errors import StateError, UsageError
 from arsandbox.sandbox.models import Record
 
 GENESIS = "0" * 64
-_SCHEMA = 1
-_TABLES = """
+_SCHEMA = 2
+_VERSION_1 = """
 CREATE TABLE IF NOT EXISTS records (
     sequence INTEGER PRIMARY KEY,
     id TEXT NOT NULL UNIQUE,
@@ -43,6 +43,14 @@ CREATE TRIGGER IF NOT EXISTS records_stay BEFORE UPDATE ON records
 CREATE TRIGGER IF NOT EXISTS records_remain BEFORE DELETE ON records
     BEGIN SELECT RAISE(ABORT, 'records are append-only'); END;
 """
+# Version 2 finds promotions and reruns without reading every record; stored documents stay as they were.
+_VERSION_2 = """
+CREATE INDEX IF NOT EXISTS records_promoted ON records (branch, sequence)
+    WHERE json_extract(document, '$.promotion.commit') IS NOT NULL;
+CREATE INDEX IF NOT EXISTS records_rerun ON records (json_extract(document, '$.rerun.of'))
+    WHERE json_extract(document, '$.rerun.of') IS NOT NULL;
+"""
+_MIGRATIONS = (_VERSION_1, _VERSION_2)
 
 
 @dataclass(frozen=True)
@@ -85,8 +93,9 @@ class Ledger:
                 found = connection.execute("PRAGMA user_version").fetchone()[0]
                 if found > _SCHEMA:
                     raise StateError(f"{path} was written by a newer arsandbox", hint="pip install -U arsandbox")
-                if found < _SCHEMA:
-                    connection.executescript(_TABLES + f"PRAGMA user_version={_SCHEMA};")
+                for version in range(found, _SCHEMA):
+                    script = f"BEGIN IMMEDIATE;{_MIGRATIONS[version]}PRAGMA user_version={version + 1};COMMIT;"
+                    connection.executescript(script)
             yield ledger
         finally:
             connection.close()
@@ -157,6 +166,25 @@ class Ledger:
         if len(rows) > 1:
             raise UsageError(f"experiment {prefix!r}: several match", hint="give more of the id")
         return self._record(rows[0][0])
+
+    def head(self) -> str:
+        """The hash of the last record; the genesis hash for an empty ledger."""
+        row = self._connection.execute("SELECT hash FROM records ORDER BY sequence DESC LIMIT 1").fetchone()
+        return str(row[0]) if row else GENESIS
+
+    def promoted(self, branch: str) -> list[Record]:
+        """The records that were promoted to `branch`, oldest first."""
+        rows = self._connection.execute(
+            "SELECT document FROM records WHERE branch = ? AND json_extract(document, '$.promotion.commit') IS NOT NULL"
+            " ORDER BY sequence",
+            (branch,),
+        )
+        return [self._record(row[0]) for row in rows]
+
+    def documents(self) -> Iterator[str]:
+        """Every record's stored text, oldest first, byte for byte."""
+        for row in self._connection.execute("SELECT document FROM records ORDER BY sequence"):
+            yield str(row[0])
 
     def measured(self, tree: str, setup: str) -> Record | None:
         """The latest record with a trusted value for `tree` under `setup`, or None."""

@@ -4,25 +4,37 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from arsandbox.sandbox import state
+from arsandbox.sandbox import hygiene, state
 from arsandbox.sandbox.candidate import Candidate
+from arsandbox.sandbox.cores import Cores
 from arsandbox.sandbox.engines.port import Engine, Outcome
 from arsandbox.sandbox.events import Listener
 from arsandbox.sandbox.metrics import Metrics
-from arsandbox.sandbox.models import ChangeSet, Finding, ImageRef, Reason, Stage, StageRecord
+from arsandbox.sandbox.models import ChangeSet, Conditions, Finding, ImageRef, Reason, Stage, StageRecord
 from arsandbox.sandbox.objects import ObjectStore
 from arsandbox.sandbox.prepared import PreparedData
+from arsandbox.sandbox.run_directory import RunDirectory
 from arsandbox.sandbox.settings import Settings
-from arsandbox.sandbox.stage import StagePlan, run_stage
+from arsandbox.sandbox.stage import StagePlan, StageRun, run_stage
 from arsandbox.sandbox.workspace.layers import LayerStore
 
 # A self-reported value further than this from the trusted one (as a share of it) is a finding.
 CONFLICT_SHARE = 0.1
 _MOST_INSPECTED = 200
+
+
+def determinism(seed: int) -> dict[str, str]:
+    """The switches that make a run as repeatable as its libraries allow (their documentation has each)."""
+    return {
+        "ARSANDBOX_SEED": str(seed),
+        "PYTHONHASHSEED": str(seed),
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        "TF_DETERMINISTIC_OPS": "1",
+        "XLA_FLAGS": "--xla_gpu_deterministic_ops=true",
+    }
 
 
 @dataclass(frozen=True)
@@ -36,6 +48,12 @@ class Bench:
     image: ImageRef
     data: PreparedData | None
     listener: Listener
+
+    @property
+    def longest_s(self) -> float:
+        """Seconds after which every stage must be over."""
+        project = self.settings.project
+        return self.settings.deadline_s + sum(s.timeout for s in (project.prepare, project.evaluate) if s is not None)
 
 
 @dataclass
@@ -53,6 +71,9 @@ class Measurement:
     findings: list[Finding] = field(default_factory=list)
     change_set: ChangeSet = field(default_factory=ChangeSet)
     artifacts: dict[str, str] = field(default_factory=dict)
+    artifact_directory: Path | None = None
+    conditions: Conditions | None = None
+    disturbed: list[str] = field(default_factory=list)
     setup_s: float = 0.0
     evaluate_s: float = 0.0
     diff_s: float = 0.0
@@ -63,19 +84,9 @@ class Measurement:
         self.findings.append(Finding(code=code, detail=detail))
 
 
-def measure(
-    bench: Bench,
-    candidate: Candidate,
-    *,
-    seed: int,
-    experiment: str,
-    keep: Path,
-    scratch: Path,
-    labels: Mapping[str, str],
-    into: Measurement,
-) -> None:
+def measure(bench: Bench, candidate: Candidate, *, seed: int, run: RunDirectory, into: Measurement) -> None:
     """Train and evaluate; fills `into` step by step, so that an interruption loses nothing seen so far."""
-    artifacts = _train(bench, candidate, seed, experiment, keep, scratch, labels, into)
+    _train(bench, candidate, seed, run, into)
     assert into.train is not None  # noqa: S101 - just run
     if into.train.termination.reason is not Reason.COMPLETED or into.tampered:
         return
@@ -86,10 +97,10 @@ def measure(
         if into.value is None:
             into.problem = into.problem or f"the output has no {name}"
         return
-    if not into.artifacts:
+    if not into.artifacts or into.artifact_directory is None:
         into.problem = f"training left no artifact at {', '.join(bench.settings.project.evaluate.artifacts)}"
         return
-    _evaluate(bench, candidate, artifacts, experiment, keep, scratch, labels, into)
+    evaluate(bench, candidate.base, into.artifact_directory, run=run, into=into)
     reported = into.self_reported.get(name)
     if into.value is not None and reported is not None:
         distance = abs(reported - into.value)
@@ -97,103 +108,118 @@ def measure(
             into.remark("conflict", f"the run printed {name} {reported:.6g}, the evaluation found {into.value:.6g}")
 
 
-def _train(
-    bench: Bench, candidate: Candidate, seed: int, experiment: str, keep: Path, scratch: Path,
-    labels: Mapping[str, str], into: Measurement,
-) -> Path:  # fmt: skip
+def _train(bench: Bench, candidate: Candidate, seed: int, run: RunDirectory, into: Measurement) -> None:
     settings = bench.settings
     began = time.monotonic()
     stack = bench.layers.layers(candidate.commit, without=settings.heldout).paths
     if bench.data is not None:
         stack = (*stack, bench.data.visible)
-    plan = StagePlan(
-        stage=Stage.TRAIN,
-        image=bench.image,
-        command=settings.project.command,
-        environment={
-            **settings.project.environment,
-            "ARSANDBOX_BUDGET_SECONDS": f"{settings.budget_s:g}",
-            "ARSANDBOX_SEED": str(seed),
-            "PYTHONHASHSEED": str(seed),
-        },
-        layers=stack,
-        limits=settings.policy.limits,
-        limit_s=settings.deadline_s,
-        log=keep / "train.log",
-        metric=settings.project.metric.name,
-    )
-    layered = time.monotonic()
-    artifacts = Path(tempfile.mkdtemp(prefix="artifacts-", dir=scratch))
-    artifacts.chmod(0o755)
-    with run_stage(
-        bench.engine, plan, experiment=experiment, scratch=scratch, labels=labels, listener=bench.listener
-    ) as run:
-        into.train = run.outcome
-        into.stages.append(run.record)
-        into.setup_s += layered - began + run.setup_s
-        _note_reported(run.metrics, settings.project.metric.name, into)
-        scanned = time.monotonic()
-        into.change_set = run.sandbox.changes()
-        into.tampered = _tampering(bench, candidate, into)
-        evaluate = settings.project.evaluate
-        if evaluate is not None and run.outcome.termination.reason is Reason.COMPLETED:
-            policy = settings.policy
-            collected = run.sandbox.collect(
-                evaluate.artifacts,
-                artifacts,
-                most_bytes=policy.artifact_bytes,
-                most_files=policy.artifact_files,
+    into.artifact_directory = Path(tempfile.mkdtemp(prefix="artifacts-", dir=run.scratch))
+    into.artifact_directory.chmod(0o755)
+    cores = Cores.take(settings.policy.limits.cpus) if settings.project.measurement.pin else Cores((), [])
+    try:
+        plan = StagePlan(
+            stage=Stage.TRAIN,
+            image=bench.image,
+            command=settings.project.command,
+            environment={
+                **settings.project.environment,
+                "ARSANDBOX_BUDGET_SECONDS": f"{settings.budget_s:g}",
+                **determinism(seed),
+            },
+            layers=stack,
+            limits=settings.policy.limits,
+            limit_s=settings.deadline_s,
+            log=run.keep / "train.log",
+            metric=settings.project.metric.name,
+            cores=cores.listing,
+            memory_nodes=cores.memory_nodes,
+        )
+        into.setup_s += time.monotonic() - began
+        before = hygiene.read()
+        labels = run.labels(bench.longest_s)
+        with run_stage(
+            bench.engine, plan, experiment=run.id, scratch=run.scratch, labels=labels, listener=bench.listener
+        ) as stage:
+            own = stage.outcome.usage.cpu_s
+            into.conditions = hygiene.conditions(
+                before, hygiene.read(), cores=cores.listing, memory_nodes=cores.memory_nodes, own_cpu_s=own
             )
-            into.artifacts = collected.files
-            for refusal in collected.refused[:10]:
-                into.remark("artifact_refused", refusal)
-        into.diff_s += time.monotonic() - scanned
-        leaving = time.monotonic()
-    into.teardown_s += time.monotonic() - leaving
-    return artifacts
+            _read_back(bench, candidate, stage, into)
+            leaving = time.monotonic()
+        into.teardown_s += time.monotonic() - leaving
+    finally:
+        cores.release()
+    into.disturbed = hygiene.disturbances(into.conditions, settings.project.measurement)
+    for line in into.disturbed:
+        into.remark("disturbed", line)
 
 
-def _evaluate(
-    bench: Bench, candidate: Candidate, artifacts: Path, experiment: str, keep: Path, scratch: Path,
-    labels: Mapping[str, str], into: Measurement,
-) -> None:  # fmt: skip
+def _read_back(bench: Bench, candidate: Candidate, stage: StageRun, into: Measurement) -> None:
+    """What the run left: its outcome, its change set, its artifacts."""
+    into.train = stage.outcome
+    into.stages.append(stage.record)
+    into.setup_s += stage.setup_s
+    _note_reported(stage.metrics, bench.settings.project.metric.name, into)
+    scanned = time.monotonic()
+    into.change_set = stage.sandbox.changes()
+    into.tampered = _tampering(bench, candidate, into)
+    declared = bench.settings.project.evaluate
+    if declared is not None and stage.outcome.termination.reason is Reason.COMPLETED:
+        assert into.artifact_directory is not None  # noqa: S101 - made before the run
+        policy = bench.settings.policy
+        collected = stage.sandbox.collect(
+            declared.artifacts,
+            into.artifact_directory,
+            most_bytes=policy.artifact_bytes,
+            most_files=policy.artifact_files,
+        )
+        into.artifacts = collected.files
+        for refusal in collected.refused[:10]:
+            into.remark("artifact_refused", refusal)
+    into.diff_s += time.monotonic() - scanned
+
+
+def evaluate(bench: Bench, base: str, artifacts: Path, *, run: RunDirectory, into: Measurement) -> None:
+    """Run the evaluator of the commit `base` on the files in `artifacts`; sets value or problem."""
     settings = bench.settings
-    evaluate = settings.project.evaluate
-    assert evaluate is not None  # noqa: S101 - the caller has looked
+    plan_of = settings.project.evaluate
+    assert plan_of is not None  # noqa: S101 - the caller has looked
     began = time.monotonic()
     # The base commit's files lie on top: an artifact can never stand in for the evaluator's code or data.
     stack = (
-        *bench.layers.only(candidate.base, settings.heldout).paths,
-        *bench.layers.layers(candidate.base, without=settings.heldout).paths,
+        *bench.layers.only(base, settings.heldout).paths,
+        *bench.layers.layers(base, without=settings.heldout).paths,
     )
     if bench.data is not None:
         stack = (*stack, bench.data.heldout, bench.data.visible)
     plan = StagePlan(
         stage=Stage.EVALUATE,
         image=bench.image,
-        command=evaluate.command,
-        environment={**settings.project.environment, "PYTHONHASHSEED": "0"},
+        command=plan_of.command,
+        environment={**settings.project.environment, **determinism(0)},
         layers=(*stack, artifacts),
         limits=settings.policy.limits,
-        limit_s=evaluate.timeout,
-        log=keep / "evaluate.log",
+        limit_s=plan_of.timeout,
+        log=run.keep / "evaluate.log",
         metric=settings.project.metric.name,
     )
+    labels = run.labels(bench.longest_s)
     with run_stage(
-        bench.engine, plan, experiment=experiment, scratch=scratch, labels=labels, listener=bench.listener
-    ) as run:
-        into.stages.append(run.record)
+        bench.engine, plan, experiment=run.id, scratch=run.scratch, labels=labels, listener=bench.listener
+    ) as stage:
+        into.stages.append(stage.record)
         name = settings.project.metric.name
-        ended = run.outcome.termination
+        ended = stage.outcome.termination
         if ended.reason is not Reason.COMPLETED:
             into.problem = f"the evaluation ended with {ended.reason.value}: {_last_line(plan.log) or ended.detail}"
-        elif name in run.metrics.conflicting:
+        elif name in stage.metrics.conflicting:
             into.problem = f"the evaluation printed differing values of {name}"
-        elif name not in run.metrics.values:
+        elif name not in stage.metrics.values:
             into.problem = f"the evaluation printed no finite {name}"
         else:
-            into.metrics = dict(run.metrics.values)
-            into.value, into.trusted = run.metrics.values[name], True
+            into.metrics = dict(stage.metrics.values)
+            into.value, into.trusted = stage.metrics.values[name], True
     into.evaluate_s += time.monotonic() - began
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 Goal = Literal["min", "max"]
 
 
@@ -62,6 +62,8 @@ class Verdict(StrEnum):
     QUARANTINE = "quarantine"
     INVALID = "invalid"
     INTERRUPTED = "interrupted"
+    AGREES = "agrees"
+    DISAGREES = "disagrees"
 
     @property
     def exit_code(self) -> int:
@@ -73,7 +75,7 @@ class Verdict(StrEnum):
         return 130 if self is Verdict.INTERRUPTED else 1
 
 
-_FINISHED = {Verdict.BASELINE, Verdict.KEEP, Verdict.DISCARD, Verdict.PENDING}
+_FINISHED = {Verdict.BASELINE, Verdict.KEEP, Verdict.DISCARD, Verdict.PENDING, Verdict.AGREES}
 _REFUSED = {Verdict.REJECTED, Verdict.TAMPERED, Verdict.QUARANTINE}
 
 
@@ -209,6 +211,61 @@ class StageRecord(Model):
     log_truncated: bool
 
 
+class Conditions(Model):
+    """The machine before and after a measurement: what may disturb it (sandbox/hygiene.py)."""
+
+    cores: str = ""
+    memory_nodes: str = ""
+    governor: str = ""
+    turbo: str = ""
+    smt: str = ""
+    load_before: float = 0.0
+    load_after: float = 0.0
+    foreign_cpu: float = 0.0
+    swapped_pages: int = 0
+    major_faults: int = 0
+    throttle_events: int = 0
+    cpu_pressure: float = 0.0
+    memory_pressure: float = 0.0
+    io_pressure: float = 0.0
+
+
+class Grade(StrEnum):
+    """How far a rerun agrees: the artifact evaluated again, exact, statistical, differences on another host."""
+
+    R0 = "R0"
+    R1 = "R1"
+    R2 = "R2"
+    R3 = "R3"
+
+
+class Difference(Model):
+    """A fact of the machine that has changed since the record was made."""
+
+    fact: str
+    then: str
+    now: str
+
+
+class Rerun(Model):
+    """A rerun of a recorded experiment: the grades reached, what was seen, and the interval it was held against.
+
+    `interval` bounds the recorded quantity (the value, or for a promotion its difference to the
+    baseline) as predicted by the fresh runs; `values` and `baseline_values` are those runs' values.
+    """
+
+    of: str
+    mode: Literal["exact", "statistical"]
+    reached: tuple[Grade, ...]
+    recorded: float
+    quantity: Literal["value", "difference"]
+    values: tuple[float, ...] = ()
+    baseline_values: tuple[float, ...] = ()
+    interval: tuple[float, float] | None = None
+    artifacts_equal: bool | None = None
+    differences: tuple[Difference, ...] = ()
+
+
 class Record(Model):
     """The record of one experiment, as `run --json` prints it and the ledger keeps it."""
 
@@ -249,6 +306,9 @@ class Record(Model):
     started_at: str
     finished_at: str
     environment: dict[str, str] = Field(default_factory=dict)
+    conditions: Conditions | None = None
+    determinism: dict[str, str] = Field(default_factory=dict)
+    rerun: Rerun | None = None
     previous_hash: str = ""
     ledger_hash: str = ""
 

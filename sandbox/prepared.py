@@ -12,7 +12,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +20,11 @@ import rfc8785
 
 from arsandbox.sandbox import state
 from arsandbox.sandbox.engines.port import Engine
-from arsandbox.sandbox.errors import RefusedError, StateError
+from arsandbox.sandbox.errors import MachineError, RefusedError, StateError
 from arsandbox.sandbox.events import Listener
 from arsandbox.sandbox.models import ImageRef, Reason, Stage
 from arsandbox.sandbox.objects import ObjectStore
+from arsandbox.sandbox.run_directory import RunDirectory
 from arsandbox.sandbox.settings import Settings
 from arsandbox.sandbox.stage import StagePlan, run_stage
 from arsandbox.sandbox.workspace.layers import LayerStore, is_below
@@ -72,9 +73,7 @@ def ensure(
     fixed: tuple[str, tuple[str, ...]],
     image: ImageRef,
     directory: Path,
-    experiment: str,
-    scratch: Path,
-    labels: Mapping[str, str],
+    run: RunDirectory,
     listener: Listener,
 ) -> PreparedData | None:
     """The prepared data for `base`, from the cache or by running the prepare stage; None without one.
@@ -102,25 +101,53 @@ def ensure(
                     fixed[1],
                     image,
                     fresh,
-                    experiment,
-                    scratch,
-                    labels,
+                    run,
                     listener,
                 )
                 (fresh / "key").write_text(key)
                 fresh.rename(target)
             finally:
                 shutil.rmtree(fresh, ignore_errors=True)
+    return _opened(target)[0]
+
+
+def find(directory: Path, sha256: str) -> PreparedData:
+    """The prepared data with that digest, every file read and compared.
+
+    Raises MachineError when it is gone, RefusedError when a file has changed.
+    """
+    for manifest in directory.glob("*/manifest.json"):
+        data, files = _opened(manifest.parent)
+        if data.sha256 == sha256:
+            for path, expected in files.items():
+                place = next((r / path for r in (data.visible, data.heldout) if (r / path).is_file()), None)
+                if place is None or _file_digest(place) != expected:
+                    raise RefusedError(f"the prepared data {sha256[:12]} was changed: {path}")
+            if _digest(sorted(files.items())) != sha256:
+                raise RefusedError(f"the prepared data {sha256[:12]} was changed: its manifest")
+            return data
+    raise MachineError(
+        f"the prepared data {sha256[:12]} of that record is gone", hint="run the experiment anew: arsandbox run"
+    )
+
+
+def _opened(target: Path) -> tuple[PreparedData, dict[str, str]]:
     try:
-        digest = str(json.loads((target / "manifest.json").read_text())["sha256"])
-    except (OSError, ValueError, KeyError) as error:
+        manifest = json.loads((target / "manifest.json").read_text())
+        files = {str(path): str(digest) for path, digest in manifest["files"].items()}
+        return PreparedData(str(manifest["sha256"]), target / "visible", target / "heldout"), files
+    except (OSError, ValueError, KeyError, AttributeError) as error:
         raise StateError(f"the prepared data in {target} is damaged", hint=f"rm -r {target}") from error
-    return PreparedData(digest, target / "visible", target / "heldout")
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _run(
     engine: Engine, layers: LayerStore, settings: Settings, base: str, editable: tuple[str, ...], image: ImageRef,
-    fresh: Path, experiment: str, scratch: Path, labels: Mapping[str, str], listener: Listener,
+    fresh: Path, place: RunDirectory, listener: Listener,
 ) -> None:  # fmt: skip
     plan = settings.project.prepare
     assert plan is not None  # noqa: S101 - the caller has looked
@@ -142,7 +169,8 @@ def _run(
         limit_s=plan.timeout,
         log=fresh / "prepare.log",
     )
-    with run_stage(engine, stage, experiment=experiment, scratch=scratch, labels=labels, listener=listener) as run:
+    labels = place.labels(plan.timeout)
+    with run_stage(engine, stage, experiment=place.id, scratch=place.scratch, labels=labels, listener=listener) as run:
         ended = run.outcome.termination
         if ended.reason is not Reason.COMPLETED:
             tail = (fresh / "prepare.log").read_bytes()[-2000:].decode("utf-8", "replace").strip().splitlines()

@@ -25,7 +25,9 @@ class Prepared:
     old: str
 
 
-def prepare(repository: Repository, record: Record, *, candidate: str, branch: str, base: str) -> Prepared:
+def prepare(
+    repository: Repository, record: Record, *, candidate: str, branch: str, base: str, ledger_head: str
+) -> Prepared:
     """Write the promotion commit's objects into the user's repository; no ref moves yet.
 
     Its tree is the measured tree; its parent the branch's tip, or `base` where that already holds the
@@ -42,7 +44,7 @@ def prepare(repository: Repository, record: Record, *, candidate: str, branch: s
     }
     made = subprocess.run(
         ["git", *SAFE_OPTIONS, "commit-tree", "-p", parent, "-F", "-", store.tree_of(candidate)],
-        input=_message(record).encode(),
+        input=message(record, ledger_head).encode(),
         capture_output=True,
         check=False,
         cwd="/",
@@ -93,7 +95,8 @@ def branch_name(repository: Repository, *, layout: str, tag: str) -> str:
     )
 
 
-def _message(record: Record) -> str:
+def message(record: Record, ledger_head: str) -> str:
+    """The promotion commit's message; its trailers pin the record, and the ledger as it was before it."""
     metric = record.metric
     title = " ".join(record.description.split())[:60] or f"{metric.name} {metric.value:.6g}"
     baseline = f"{record.baseline.value:.6f}" if record.baseline else "none"
@@ -103,4 +106,5 @@ def _message(record: Record) -> str:
         f"Arsandbox-Metric: {metric.name}={metric.value:.6f}\n"
         f"Arsandbox-Baseline: {baseline}\n"
         f"Arsandbox-Image: {record.image.name}@{record.image.digest}\n"
+        f"Arsandbox-Ledger: {ledger_head}\n"
     )

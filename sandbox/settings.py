@@ -64,9 +64,16 @@ class Settings:
         """Paths that only the evaluation may see."""
         return self.project.evaluate.data if self.project.evaluate else ()
 
+    def effective(self) -> dict[str, Any]:
+        """The policy as it is recorded, with the edit rules that the candidate passed."""
+        edits = {"editable": list(self.rules.editable), "protected": list(self.rules.protected)}
+        return {**self.policy.model_dump(mode="json"), "edits": edits}
+
     def digest(self, *, image: str, fixed_tree: str, data: str | None) -> str:
         """Names the measuring set-up: values are comparable where, and only where, this is equal."""
-        project = self.project.model_dump(mode="json", exclude={"decision", "editable", "protected", "image"})
+        project = self.project.model_dump(
+            mode="json", exclude={"decision", "editable", "protected", "image", "measurement"}
+        )
         limits = self.policy.limits.model_dump(mode="json")
         document = {
             "project": {**project, "budget": self.budget_s, "grace": self.grace_s},

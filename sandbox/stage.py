@@ -32,6 +32,8 @@ class StagePlan:
     limit_s: float
     log: Path
     metric: str = ""
+    cores: str = ""
+    memory_nodes: str = ""
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,8 @@ def run_stage(
         layers=tuple(plan.layers),
         limits=plan.limits,
         deadline_s=plan.limit_s,
+        cores=plan.cores,
+        memory_nodes=plan.memory_nodes,
         scratch=directory,
         labels=dict(labels),
     )

@@ -26,7 +26,8 @@ class SandboxSpec(Model):
     """One sandbox: everything that the engine is asked for.
 
     `layers` are the read-only lower layers of the workspace, topmost first; `scratch` is an empty
-    directory of ours for this sandbox alone; `deadline_s` counts from the start of the process.
+    directory of ours for this sandbox alone; `deadline_s` counts from the start of the process;
+    `cores` and `memory_nodes` pin it, in the kernel's list format, where they are not empty.
     """
 
     experiment: str
@@ -38,6 +39,8 @@ class SandboxSpec(Model):
     mounts: tuple[ReadOnlyMount, ...] = ()
     limits: Limits
     deadline_s: float
+    cores: str = ""
+    memory_nodes: str = ""
     scratch: Path
     labels: dict[str, str]
 

@@ -47,6 +47,8 @@ def host_config(api: docker.APIClient, spec: SandboxSpec, *, volume: str) -> dic
         devices=[],
     )
     config["CgroupnsMode"] = "private"
+    if spec.cores:
+        config["CpusetCpus"], config["CpusetMems"] = spec.cores, spec.memory_nodes
     return config
 
 

@@ -1,0 +1,40 @@
+"""One experiment's place on disk, announced by a lock for as long as its controller lives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from arsandbox.sandbox import host, recovery, state
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """`scratch` goes when the run ends (whoever ends it), `keep` stays with the record."""
+
+    id: str
+    scratch: Path
+    keep: Path
+
+    def labels(self, longest_s: float) -> dict[str, str]:
+        """Labels for everything that this run makes; it should be gone in `longest_s` seconds."""
+        deadline = datetime.now(UTC) + timedelta(seconds=longest_s)
+        return host.labels(self.id, deadline.isoformat(timespec="seconds"))
+
+
+@contextmanager
+def run_directory(repository_state: Path) -> Iterator[RunDirectory]:
+    """A fresh id with its directories; the scratch directory and its mounts are removed at the end."""
+    identity = state.new_experiment_id()
+    scratch = state.make_private(repository_state / "runs" / identity)
+    lock = state.Lock.try_take(scratch / "lock")
+    assert lock is not None  # noqa: S101 - the id is new
+    try:
+        keep = state.make_private(repository_state / "experiments" / identity)
+        yield RunDirectory(identity, scratch, keep)
+    finally:
+        recovery.remove_run(scratch)
+        lock.close()
