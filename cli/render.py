@@ -22,6 +22,7 @@ _COLOURS = {
     Verdict.BASELINE: "cyan",
     Verdict.DISCARD: "yellow",
     Verdict.PENDING: "blue",
+    Verdict.AGREES: "green",
 }
 _QUIET_S = 10.0
 

@@ -132,6 +132,10 @@ class ObjectStore:
         """Standard output of one git command in the store. Raises RepositoryError."""
         return run_git(self.directory, arguments, stdin=stdin, index=index).stdout
 
+    def holds(self, commit: str) -> bool:
+        """Whether the commit is here or in the user's repository."""
+        return run_git(self.directory, ["cat-file", "-e", f"{commit}^{{commit}}"], check=False).returncode == 0
+
     def tree_of(self, commit: str) -> str:
         """The tree id of `commit`."""
         return self.git("rev-parse", "--verify", "--end-of-options", f"{commit}^{{tree}}").decode().strip()

@@ -28,6 +28,7 @@ from arsandbox.sandbox.run_directory import RunDirectory
 from arsandbox.sandbox.settings import Settings
 from arsandbox.sandbox.stage import StagePlan, run_stage
 from arsandbox.sandbox.workspace.layers import LayerStore, is_below
+from arsandbox.sandbox.workspace.upper import sha256_of
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def find(directory: Path, sha256: str) -> PreparedData:
         if data.sha256 == sha256:
             for path, expected in files.items():
                 place = next((r / path for r in (data.visible, data.heldout) if (r / path).is_file()), None)
-                if place is None or _file_digest(place) != expected:
+                if place is None or sha256_of(place) != expected:
                     raise RefusedError(f"the prepared data {sha256[:12]} was changed: {path}")
             if _digest(sorted(files.items())) != sha256:
                 raise RefusedError(f"the prepared data {sha256[:12]} was changed: its manifest")
@@ -138,11 +139,6 @@ def _opened(target: Path) -> tuple[PreparedData, dict[str, str]]:
         return PreparedData(str(manifest["sha256"]), target / "visible", target / "heldout"), files
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise StateError(f"the prepared data in {target} is damaged", hint=f"rm -r {target}") from error
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _run(

@@ -276,6 +276,12 @@ class Collector:
         self.files[shown(path)] = digest.hexdigest()
 
 
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """Hex SHA-256 of the file at `path`."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _blocks(descriptor: int) -> Iterator[bytes]:
     while block := os.read(descriptor, 1 << 20):
         yield block

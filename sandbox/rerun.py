@@ -1,0 +1,357 @@
+"""Reproduce a recorded experiment from its record alone, and say how far the result agrees.
+
+Grades: R0 the stored artifact, evaluated again, gives the same value bit for bit. R1 a run with the
+recorded seed gives the same artifact digests. R2 the recorded value (for a promotion: its difference
+to the baseline) lies in the 99% prediction interval of fresh-seed runs. R3 the same on another host,
+where only differences can be compared.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, field
+from typing import Literal
+
+from arsandbox.sandbox import agreement, host, prepared, state
+from arsandbox.sandbox import candidate as candidates
+from arsandbox.sandbox import settings as configuration
+from arsandbox.sandbox.candidate import Candidate
+from arsandbox.sandbox.engines.port import Engine
+from arsandbox.sandbox.errors import ArsandboxError, Interrupted, MachineError, RefusedError, UsageError
+from arsandbox.sandbox.events import Listener
+from arsandbox.sandbox.experiment import require_image
+from arsandbox.sandbox.ledger import Ledger
+from arsandbox.sandbox.measure import Bench, Measurement, determinism, evaluate, measure
+from arsandbox.sandbox.models import (
+    Difference,
+    Grade,
+    MetricInfo,
+    Reason,
+    Record,
+    Rerun,
+    Usage,
+    Verdict,
+    utc_now,
+)
+from arsandbox.sandbox.objects import ObjectStore
+from arsandbox.sandbox.repository import Repository
+from arsandbox.sandbox.run_directory import RunDirectory, run_directory
+from arsandbox.sandbox.settings import Options, Settings
+from arsandbox.sandbox.workspace.layers import LayerStore
+from arsandbox.sandbox.workspace.upper import sha256_of
+
+Mode = Literal["auto", "exact", "statistical"]
+# Facts that change what a value means; with another one of these only differences can be compared.
+_HOST_FACTS = ("architecture", "cpu")
+LEAST_RUNS = 3
+
+
+@dataclass
+class _Seen:
+    """What the rerun has come to so far."""
+
+    reached: list[Grade] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
+    baseline_values: list[float] = field(default_factory=list)
+    interval: tuple[float, float] | None = None
+    artifacts_equal: bool | None = None
+    words: list[str] = field(default_factory=list)
+    last: Measurement | None = None
+
+
+def rerun(
+    repository: Repository, record: Record, engine: Engine, listener: Listener, *, mode: Mode = "auto", times: int = 5
+) -> Record:
+    """Rerun `record` and return the new ledger record, whose verdict is `agrees` or `disagrees`.
+
+    `auto` tries R0, then R1 with the recorded seed, then R2 with `times` fresh seeds, and stops at the
+    first that holds. Raises UsageError (nothing to compare), RefusedError (something recorded was
+    changed), MachineError (something is gone, or the comparison would be meaningless here).
+    """
+    if record.metric.value is None or record.rerun is not None:
+        raise UsageError(f"experiment {record.id} has no measured value to compare with ({record.verdict.value})")
+    if mode != "exact" and times < LEAST_RUNS:
+        raise UsageError(f"--times {times}: at least {LEAST_RUNS} runs are needed for an interval")
+    with Ledger.open(repository.state) as ledger, run_directory(repository.state) as place:
+        return _Rerun(repository, record, engine, listener, ledger, place).run(mode, times)
+
+
+class _Rerun:
+    def __init__(
+        self,
+        repository: Repository,
+        record: Record,
+        engine: Engine,
+        listener: Listener,
+        ledger: Ledger,
+        place: RunDirectory,
+    ) -> None:
+        self._repository, self._record, self._engine = repository, record, engine
+        self._listener, self._ledger, self._place = listener, ledger, place
+        self._seen = _Seen()
+        self._runs = 0
+
+    def run(self, mode: Mode, times: int) -> Record:
+        """Rebuild, compare, write down."""
+        self._settings = self._rebuilt_settings()
+        self._candidate = self._rebuilt_candidate(self._record)
+        self._bench = self._rebuilt_bench()
+        self._differences = self._changed_facts()
+        self._elsewhere = any(d.fact in _HOST_FACTS for d in self._differences)
+        if self._elsewhere and (mode == "exact" or self._record.baseline is None):
+            changed = next(d for d in self._differences if d.fact in _HOST_FACTS)
+            raise MachineError(
+                f"{changed.fact} was {changed.then!r} and is {changed.now!r}: values cannot be compared here",
+                hint="rerun a record that has a baseline with --statistical: differences can be compared",
+            )
+        draft = self._draft()
+        try:
+            self._ledger.begin(draft)
+            self._compare(mode, times)
+        except KeyboardInterrupt as error:
+            self._ledger.append(draft.model_copy(update={"reason": "interrupted by the user"}))
+            raise Interrupted(f"rerun {self._place.id} was interrupted; its sandbox is gone") from error
+        except ArsandboxError as error:
+            self._ledger.append(draft.model_copy(update={"reason": state.printable(f"not finished: {error.message}")}))
+            raise
+        record = self._ledger.append(self._final(draft, mode))
+        self._listener.finished(record)
+        return record
+
+    def _compare(self, mode: Mode, times: int) -> None:
+        if not self._elsewhere:
+            self._evaluate_again()
+            if mode != "statistical":
+                self._exact()
+        wanted = Grade.R3 if self._elsewhere else Grade.R2
+        if mode == "statistical" or (mode == "auto" and Grade.R1 not in self._seen.reached):
+            self._statistical(times, wanted)
+
+    def _evaluate_again(self) -> None:
+        """R0, where the artifacts were kept."""
+        kept = self._repository.state / "experiments" / self._record.id / "artifacts"
+        if not kept.is_dir() or self._settings.project.evaluate is None:
+            return
+        for path, digest in self._record.artifacts.items():
+            if not (kept / path).is_file() or sha256_of(kept / path) != digest:
+                raise RefusedError(f"the stored artifact {path} of {self._record.id} was changed")
+        self._listener.note("R0: evaluating the stored artifact again")
+        into = Measurement()
+        evaluate(self._bench, self._candidate.base, kept, run=self._subdirectory(), into=into)
+        self._seen.last = into
+        if into.value == self._record.metric.value:
+            self._seen.reached.append(Grade.R0)
+            self._seen.words.append("R0: the stored artifact gives the same value")
+        else:
+            self._seen.failed.append(f"R0: the stored artifact now gives {into.value}: {into.problem or 'not equal'}")
+
+    def _exact(self) -> None:
+        """R1: the recorded seed must give the recorded artifacts."""
+        if not self._record.artifacts:
+            self._seen.words.append("R1 is not offered: the record has no artifacts")
+            return
+        self._listener.note("R1: running again with the recorded seed")
+        again = self._measured(self._candidate, self._record.seed)
+        equal = again.artifacts == self._record.artifacts
+        self._seen.artifacts_equal = equal
+        if again.value is not None:
+            self._seen.values.append(again.value)
+        if equal and again.value == self._record.metric.value:
+            self._seen.reached.append(Grade.R1)
+            self._seen.words.append("R1: the same seed gives the same artifacts, bit for bit")
+            return
+        # Self-test: can this task be exact here at all? Two runs of the same seed say so.
+        twin = self._measured(self._candidate, self._record.seed)
+        if twin.artifacts == again.artifacts:
+            self._seen.failed.append("R1: two runs of the recorded seed agree with each other, not with the record")
+        else:
+            self._seen.words.append("R1 cannot be promised: two runs of the same seed differ from each other")
+
+    def _statistical(self, times: int, grade: Grade) -> None:
+        recorded, quantity = self._quantity()
+        against = self._rebuilt_baseline() if quantity == "difference" else None
+        self._seen.values.clear()
+        for number in range(times):
+            self._listener.note(f"{grade.value}: fresh-seed run {number + 1} of {times}")
+            self._seen.values.append(self._value(self._measured(self._candidate, secrets.randbits(31))))
+            if against is not None:
+                self._seen.baseline_values.append(self._value(self._measured(against, secrets.randbits(31))))
+        if against is None:
+            low, high = agreement.prediction_interval(self._seen.values)
+        else:
+            low, high = agreement.difference_interval(self._seen.values, self._seen.baseline_values)
+        self._seen.interval = (low, high)
+        words = (
+            f"the recorded {quantity} {recorded:.6g} lies {{}} {low:.6g} to {high:.6g}, as {times} fresh runs predict"
+        )
+        if agreement.within(recorded, low, high):
+            self._seen.reached.append(grade)
+            self._seen.words.append(f"{grade.value}: {words.format('within')}")
+        else:
+            self._seen.failed.append(f"{grade.value}: {words.format('outside')}")
+
+    def _quantity(self) -> tuple[float, Literal["value", "difference"]]:
+        value = self._record.metric.value
+        assert value is not None  # noqa: S101 - refused at the start
+        baseline = self._record.baseline
+        if baseline is not None and (self._record.promotion is not None or self._elsewhere):
+            return value - baseline.value, "difference"
+        return value, "value"
+
+    def _measured(self, candidate: Candidate, seed: int) -> Measurement:
+        """One measurement; a disturbed one is made again as often as the project says."""
+        for _ in range(self._settings.project.measurement.repeat + 1):
+            into = Measurement()
+            measure(self._bench, candidate, seed=seed, run=self._subdirectory(), into=into)
+            self._seen.last = into
+            if not into.disturbed:
+                return into
+        raise MachineError(f"the machine is too disturbed to compare: {into.disturbed[0]}", hint="try when it is idle")
+
+    def _value(self, seen: Measurement) -> float:
+        if seen.value is None:
+            ended = seen.train.termination if seen.train else None
+            why = seen.problem or (ended.detail if ended and ended.reason is not Reason.COMPLETED else "no metric")
+            raise RefusedError(f"a rerun of {self._record.id} gave no value: {why}")
+        return seen.value
+
+    def _subdirectory(self) -> RunDirectory:
+        self._runs += 1
+        keep = state.make_private(self._place.keep / f"run-{self._runs}")
+        scratch = state.make_private(self._place.scratch / f"run-{self._runs}")
+        return RunDirectory(self._place.id, scratch, keep)
+
+    def _rebuilt_settings(self) -> Settings:
+        record, objects = self._record, self._repository.objects
+        effective = record.policy.effective
+        options = Options(
+            image=record.image.name,
+            budget_s=record.budget_s,
+            grace_s=record.grace_s,
+            command=record.command,
+            editable=tuple(effective.get("edits", {}).get("editable", ())),
+            metric=record.metric.name,
+            goal=record.metric.goal,
+            limits=dict(effective["limits"]),
+        )
+        _require_commit(objects, record.base_commit)
+        return configuration.resolve(configuration.load_project(objects, record.base_commit), options)
+
+    def _rebuilt_candidate(self, record: Record) -> Candidate:
+        objects = self._repository.objects
+        _require_commit(objects, record.base_commit)
+        stored = self._repository.state / "experiments" / record.id / "patch.diff"
+        if not record.patch.files:
+            candidate = candidates.from_commit(objects, record.base_commit, record.base_commit)
+        else:
+            if not stored.is_file():
+                raise MachineError(f"the patch of {record.id} is gone", hint=f"restore {stored}")
+            if sha256_of(stored) != record.patch.sha256:
+                raise RefusedError(f"the stored patch of {record.id} was changed")
+            candidate = candidates.from_patch(objects, record.base_commit, stored)
+        if candidate.tree != record.candidate_tree:
+            raise RefusedError(f"base and patch of {record.id} no longer give the recorded tree")
+        return candidate
+
+    def _rebuilt_baseline(self) -> Candidate:
+        assert self._record.baseline is not None  # noqa: S101 - the quantity is a difference
+        return self._rebuilt_candidate(self._ledger.get(self._record.baseline.experiment))
+
+    def _rebuilt_bench(self) -> Bench:
+        record = self._record
+        require_image(self._engine, record.image)
+        layers = LayerStore(self._repository.state / "layers", self._repository.objects)
+        data = None
+        if record.data_sha256 is not None:
+            data = prepared.find(self._repository.state / "data", record.data_sha256)
+        return Bench(self._engine, self._repository.objects, layers, self._settings, record.image, data, self._listener)
+
+    def _changed_facts(self) -> tuple[Difference, ...]:
+        then, now = self._record.environment, host.environment()
+        engine = self._engine.info()
+        was = self._record.engine
+        facts = [(name, then.get(name, ""), now.get(name, "")) for name in sorted(then.keys() | now.keys())]
+        if was is not None:
+            facts += [
+                ("engine", f"{was.name} {was.version}", f"{engine.name} {engine.version}"),
+                ("runtime", was.runtime, engine.runtime),
+            ]
+        base = self._record.base_commit
+        fixed, _ = prepared.fixed_tree(self._repository.objects, base, self._settings, self._repository.state / "fixed")
+        data = self._bench.data.sha256 if self._bench.data else None
+        setup = self._settings.digest(image=self._record.image.digest, fixed_tree=fixed, data=data)
+        facts.append(("setup", self._record.setup_sha256[:16], setup[:16]))
+        return tuple(Difference(fact=f, then=a, now=b) for f, a, b in facts if a != b and f != "load")
+
+    def _draft(self) -> Record:
+        now = utc_now()
+        return self._record.model_copy(
+            update={
+                "schema_version": Record.model_fields["schema_version"].default,
+                "id": self._place.id,
+                "description": f"rerun of {self._record.id}",
+                "engine": self._engine.info(),
+                "metric": self._record.metric.model_copy(update={"value": None}),
+                "metrics": {},
+                "self_reported": {},
+                "artifacts": {},
+                "findings": (),
+                "decision": None,
+                "promotion": None,
+                "stages": (),
+                "usage": Usage(),
+                "conditions": None,
+                "verdict": Verdict.INTERRUPTED,
+                "reason": "the controller ended before the rerun did",
+                "started_at": now,
+                "finished_at": now,
+                "environment": host.environment(),
+                "determinism": determinism(self._record.seed),
+                "previous_hash": "",
+                "ledger_hash": "",
+            }
+        )
+
+    def _final(self, draft: Record, mode: Mode) -> Record:
+        seen = self._seen
+        recorded, quantity = self._quantity()
+        good = bool(seen.reached) and not seen.failed
+        if mode == "exact" and Grade.R1 not in seen.reached:
+            good = False
+        sentences = [*seen.failed, *seen.words] or ["nothing could be compared"]
+        last = seen.last or Measurement()
+        return draft.model_copy(
+            update={
+                "verdict": Verdict.AGREES if good else Verdict.DISAGREES,
+                "reason": state.printable("; ".join(sentences)),
+                "metric": MetricInfo(
+                    name=draft.metric.name, goal=draft.metric.goal, value=last.value, source=draft.metric.source
+                ),
+                "artifacts": last.artifacts,
+                "stages": tuple(last.stages),
+                "conditions": last.conditions,
+                "usage": last.train.usage if last.train else Usage(),
+                "finished_at": utc_now(),
+                "rerun": Rerun(
+                    of=self._record.id,
+                    mode="statistical" if seen.interval is not None else "exact",
+                    reached=tuple(seen.reached),
+                    recorded=recorded,
+                    quantity=quantity,
+                    values=tuple(seen.values),
+                    baseline_values=tuple(seen.baseline_values),
+                    interval=seen.interval,
+                    artifacts_equal=seen.artifacts_equal,
+                    differences=self._differences,
+                ),
+            }
+        )
+
+
+def _require_commit(objects: ObjectStore, commit: str) -> None:
+    if not objects.holds(commit):
+        raise MachineError(
+            f"the base commit {commit[:12]} is not in the repository any more",
+            hint="git fetch it, or rerun where it is",
+        )
