@@ -1,27 +1,11 @@
-"""`arsandbox verify`, `doctor`, `gc`: is the ledger whole, is the machine able, is anything left."""
+"""`arsandbox doctor` and `gc`: is the machine able, and is anything left."""
 
 from __future__ import annotations
 
 import json as encoder
 import sys
-from pathlib import Path
 
-from arsandbox.cli.options import EngineName, Json, Repo, open_engine
-
-
-def verify(repo: Repo = Path(), json: Json = False) -> int:
-    """Check the ledger's hash chain, and that promoted commits are what their records say."""
-    from arsandbox.sandbox.audit import problems
-    from arsandbox.sandbox.repository import Repository
-
-    found = problems(Repository.open(repo))
-    if json:
-        sys.stdout.write(encoder.dumps({"problems": found}) + "\n")
-    for line in found:
-        sys.stderr.write(f"{line}\n")
-    if not found:
-        sys.stderr.write("the ledger is whole\n")
-    return 3 if found else 0
+from arsandbox.cli.options import EngineName, Json, open_engine
 
 
 def doctor(engine: EngineName = "docker", json: Json = False) -> int:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from arsandbox.cli import admin, demo, history, images, rerun, run, setup
+from arsandbox.cli import admin, demo, evidence, history, images, rerun, run, setup
 from arsandbox.cli.boundary import application, guarded
 
 app = application(help="Run untrusted edits of training code in throw-away containers; promote the winners into git.")
@@ -35,10 +35,12 @@ app.command("show")(history.show)
 app.command("diff")(history.diff)
 app.command("logs")(history.logs)
 app.command("rerun")(rerun.rerun)
-app.command("verify")(admin.verify)
+app.command("export")(evidence.export)
+app.command("verify")(evidence.verify)
 app.command("doctor")(admin.doctor)
 app.command("gc")(admin.gc)
 app.add_typer(images.app, name="image")
+app.add_typer(evidence.key, name="key")
 
 
 def main() -> None:

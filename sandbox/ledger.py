@@ -8,10 +8,9 @@ controller that died; the next start finishes it. Each record holds the hash of 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sqlite3  # noqa: TID251 - the only importer of the database
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from pathlib import Path
 import rfc8785
 from pydantic import ValidationError
 
+from arsandbox.sandbox.canonical import digest
 from arsandbox.sandbox.errors import StateError, UsageError
 from arsandbox.sandbox.models import Record
 
@@ -63,11 +63,29 @@ class Intent:
 
 def record_hash(record: Record) -> str:
     """Hex SHA-256 over the canonical JSON of `record` without `ledger_hash`."""
-    return _hash(record.model_dump(mode="json", exclude={"ledger_hash"}))
+    return digest(record.model_dump(mode="json", exclude={"ledger_hash"}))
 
 
-def _hash(document: object) -> str:
-    return hashlib.sha256(rfc8785.dumps(document)).hexdigest()  # type: ignore[arg-type]
+def chain_problems(documents: Iterable[tuple[int, str]], *, contiguous: bool) -> Iterator[str]:
+    """Every break in a sequence of (number, stored record): what was changed, removed or reordered.
+
+    `contiguous` says that the sequence begins at the first record of a ledger and leaves none out.
+    """
+    previous = GENESIS
+    for number, text in documents:
+        try:
+            document = json.loads(text)
+            identity = document["id"]
+            claimed, before = document.pop("ledger_hash"), document["previous_hash"]
+            actual = digest(document)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, rfc8785.CanonicalizationError):
+            yield f"record {number} cannot be read"
+            return
+        if actual != claimed:
+            yield f"record {number} ({identity}) was changed"
+        if contiguous and before != previous:
+            yield f"a record before {number} ({identity}) was removed, added or reordered"
+        previous = claimed
 
 
 class Ledger:
@@ -197,22 +215,18 @@ class Ledger:
 
     def problems(self) -> Iterator[str]:
         """Every break in the chain, in order: what was changed, removed or reordered."""
-        previous = GENESIS
-        for sequence, identity, text, digest in self._connection.execute(
-            "SELECT sequence, id, document, hash FROM records ORDER BY sequence"
+        rows = self._connection.execute("SELECT sequence, document FROM records ORDER BY sequence")
+        yield from chain_problems(rows, contiguous=True)
+        for sequence, identity in self._connection.execute(
+            "SELECT sequence, id FROM records WHERE json_valid(document)"
+            " AND (id IS NOT json_extract(document, '$.id')"
+            " OR hash IS NOT json_extract(document, '$.ledger_hash')"
+            " OR branch IS NOT json_extract(document, '$.branch')"
+            " OR setup IS NOT json_extract(document, '$.setup_sha256')"
+            " OR verdict IS NOT json_extract(document, '$.verdict')"
+            " OR tree IS NOT json_extract(document, '$.candidate_tree'))"
         ):
-            try:
-                document = json.loads(text)
-                claimed, before = document.pop("ledger_hash"), document["previous_hash"]
-                actual = _hash(document)
-            except (ValueError, KeyError, TypeError, AttributeError, rfc8785.CanonicalizationError):
-                yield f"record {sequence} ({identity}) cannot be read"
-                return
-            if actual != claimed or claimed != digest or document.get("id") != identity:
-                yield f"record {sequence} ({identity}) was changed"
-            if before != previous:
-                yield f"a record before {sequence} ({identity}) was removed, added or reordered"
-            previous = digest
+            yield f"record {sequence} ({identity}) was changed: its columns differ from its text"
 
     def _record(self, document: str) -> Record:
         try:

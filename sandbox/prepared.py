@@ -16,9 +16,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import rfc8785
-
 from arsandbox.sandbox import state
+from arsandbox.sandbox.canonical import digest
 from arsandbox.sandbox.engines.port import Engine
 from arsandbox.sandbox.errors import MachineError, RefusedError, StateError
 from arsandbox.sandbox.events import Listener
@@ -49,8 +48,8 @@ def fixed_tree(objects: ObjectStore, base: str, settings: Settings, cache: Path)
     name = hashlib.sha256(repr((tree, rules.editable, rules.protected)).encode()).hexdigest()[:40]
     file = state.make_private(cache) / f"{name}.json"
     try:
-        digest, editable = json.loads(file.read_text())
-        return str(digest), tuple(editable)
+        known, editable = json.loads(file.read_text())
+        return str(known), tuple(editable)
     except (FileNotFoundError, ValueError):
         pass  # not known yet
     rows, paths = hashlib.sha256(), []
@@ -84,9 +83,9 @@ def ensure(
     plan = settings.project.prepare
     if plan is None:
         return None
-    key = _digest({
+    key = digest({
         "fixed": fixed[0], "image": image.digest, "prepare": plan.model_dump(mode="json"),
-        "environment": settings.project.environment, "heldout": settings.heldout,
+        "environment": settings.project.environment, "heldout": list(settings.heldout),
     })  # fmt: skip
     home = state.make_private(directory)
     with state.exclusive(home / "lock", seconds=plan.timeout + 60):
@@ -124,7 +123,7 @@ def find(directory: Path, sha256: str) -> PreparedData:
                 place = next((r / path for r in (data.visible, data.heldout) if (r / path).is_file()), None)
                 if place is None or sha256_of(place) != expected:
                     raise RefusedError(f"the prepared data {sha256[:12]} was changed: {path}")
-            if _digest(sorted(files.items())) != sha256:
+            if digest([list(row) for row in sorted(files.items())]) != sha256:
                 raise RefusedError(f"the prepared data {sha256[:12]} was changed: its manifest")
             return data
     raise MachineError(
@@ -187,7 +186,7 @@ def _run(
             raise RefusedError(f"the prepare stage left nothing at {output}", hint="see [prepare] outputs")
     _split(collected_root, fresh, collected.files, heldout)
     rows = sorted(collected.files.items())
-    manifest = {"sha256": _digest(rows), "files": dict(rows), "seed": seed}
+    manifest = {"sha256": digest([list(row) for row in rows]), "files": dict(rows), "seed": seed}
     (fresh / "manifest.json").write_text(json.dumps(manifest, indent=1))
 
 
@@ -204,7 +203,3 @@ def _split(source: Path, target: Path, files: Iterable[str], heldout: tuple[str,
         (source / path).rename(place)
         place.chmod(0o666)
     shutil.rmtree(source)
-
-
-def _digest(document: object) -> str:
-    return hashlib.sha256(rfc8785.dumps(json.loads(json.dumps(document)))).hexdigest()

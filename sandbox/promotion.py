@@ -95,6 +95,12 @@ def branch_name(repository: Repository, *, layout: str, tag: str) -> str:
     )
 
 
+def trailers(text: str) -> dict[str, str]:
+    """The `Arsandbox-…` trailers of a commit's text."""
+    rows = (line.partition(": ") for line in text.splitlines() if line.startswith("Arsandbox-"))
+    return {name: value for name, _, value in rows}
+
+
 def message(record: Record, ledger_head: str) -> str:
     """The promotion commit's message; its trailers pin the record, and the ledger as it was before it."""
     metric = record.metric

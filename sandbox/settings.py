@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass, field
 from typing import Any
 
-import rfc8785
 from pydantic import ValidationError
 
 from arsandbox.policies.edits import EditRules
 from arsandbox.policies.model import Limits, Policy
 from arsandbox.sandbox import config
+from arsandbox.sandbox.canonical import digest
 from arsandbox.sandbox.config import ProjectConfig
 from arsandbox.sandbox.errors import MachineError, UsageError
 from arsandbox.sandbox.objects import ObjectStore
@@ -82,7 +81,7 @@ class Settings:
             "fixed_tree": fixed_tree,
             "data": data,
         }
-        return hashlib.sha256(rfc8785.dumps(document)).hexdigest()
+        return digest(document)
 
 
 def load_project(objects: ObjectStore, base: str) -> ProjectConfig | None:

@@ -1,0 +1,1 @@
+"""Records as signed evidence: keys, statements, bundles, and checking them elsewhere."""
