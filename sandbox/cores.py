@@ -34,7 +34,7 @@ class Cores:
 
         A physical core is leased with all its siblings, so that no other leased sandbox shares it.
         """
-        directory = state.make_private(state.home() / "cores")
+        directory = state.make_private(state.machine_locks() / "cores")
         wanted = max(1, -int(-count // 1))
         numbers: list[int] = []
         locks: list[state.Lock] = []

@@ -60,6 +60,11 @@ def repository_state(common_git_directory: Path) -> Path:
     return make_private(home() / "repos" / f"{safe}-{digest}")
 
 
+def machine_locks() -> Path:
+    """Where leases of machine-wide things (uids, cores) are locked: shared by every home of root's."""
+    return make_private(Path("/run/arsandbox")) if os.geteuid() == 0 else home()
+
+
 def new_experiment_id() -> str:
     """An id that sorts by time and is safe as a file, volume and label name."""
     now = time.time()

@@ -26,8 +26,8 @@ from arsandbox.sandbox.models import EngineInfo
 class DockerEngine:
     """Sandboxes, images, sweep and probe on one Docker engine."""
 
-    def __init__(self, client: docker.DockerClient) -> None:
-        self._client = client
+    def __init__(self, client: docker.DockerClient, info: EngineInfo) -> None:
+        self._client, self._info = client, info
 
     def sandbox(self, spec: SandboxSpec) -> AbstractContextManager[Sandbox]:
         """See the port."""
@@ -73,21 +73,44 @@ class DockerEngine:
 
     def info(self) -> EngineInfo:
         """See the port."""
-        with translated("ask the engine what it is"):
-            version = self._client.version()["Version"]
-            runtime = self._client.info()["DefaultRuntime"]
-        return EngineInfo(
-            name="docker",
-            version=version,
-            runtime=runtime,
-            isolation="container",
-            privilege="root" if os.geteuid() == 0 else "socket",
-        )
+        return self._info
 
 
 def open_engine() -> DockerEngine:
-    """Connect to the engine. Raises MachineError with what to start or install."""
-    return DockerEngine(connect())
+    """Connect to the engine. Raises MachineError with what to start or install, or why it cannot be used."""
+    client = connect()
+    with translated("ask the engine what it is"):
+        version, facts = client.version(), client.info()
+    _require_usable(client.api.base_url, version, facts)
+    info = EngineInfo(
+        name="docker",
+        version=version["Version"],
+        runtime=facts["DefaultRuntime"],
+        isolation="container",
+        privilege="root" if os.geteuid() == 0 else "socket",
+    )
+    return DockerEngine(client, info)
+
+
+def _require_usable(address: str, version: dict[str, Any], facts: dict[str, Any]) -> None:
+    """Refuse engines whose containers could not own, or not even see, the layers of this host."""
+    if not address.startswith("http+docker://"):
+        raise MachineError(
+            f"the engine at {address} is on another machine: workspaces are directories of this one",
+            hint="run arsandbox where the engine runs, and unset DOCKER_HOST",
+        )
+    if any("podman" in str(component.get("Name", "")).lower() for component in version.get("Components") or []):
+        raise MachineError(
+            "this is podman: it does not report out-of-memory kills reliably",
+            hint="sudo apt-get install docker.io, and unset DOCKER_HOST",
+        )
+    for option in facts.get("SecurityOptions") or []:
+        for kind in ("rootless", "userns"):
+            if option.split(",")[0] == f"name={kind}":
+                raise MachineError(
+                    f"the engine maps user ids ({kind}): its containers could not own their workspace",
+                    hint="use an engine without rootless mode and without userns-remap",
+                )
 
 
 @idempotent

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import grp
+import os
 import pwd
 
 from arsandbox.sandbox import state
 from arsandbox.sandbox.errors import MachineError
 
 # 60578-61183 is unused by Debian, by systemd's dynamic users and by subordinate id ranges (uid-gid.md).
-RANGE = range(61000, 61184)
+# Root's runs and those of users with the socket alone cannot see each other's locks: a half each.
+RANGE = range(61000, 61092) if os.geteuid() == 0 else range(61092, 61184)
 
 
 class Uid:
@@ -22,7 +24,7 @@ class Uid:
     @classmethod
     def take(cls) -> Uid:
         """The first free one. Raises MachineError when all are in use."""
-        directory = state.make_private(state.home() / "uids")
+        directory = state.make_private(state.machine_locks() / "uids")
         for number in RANGE:
             if _host_account(number):
                 continue
