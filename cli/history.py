@@ -82,9 +82,9 @@ def logs(
 @contextmanager
 def _ledger(repo: Path) -> Iterator[tuple[Ledger, Path]]:
     from arsandbox.sandbox.ledger import Ledger
-    from arsandbox.sandbox.repository import Repository
+    from arsandbox.sandbox.location import find_state
 
-    state = Repository.open(repo).state
+    state = find_state(repo)
     with Ledger.open(state) as ledger:
         yield ledger, state
 
