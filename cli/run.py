@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from arsandbox.cli.options import EngineName, Json, Repo, find_image, open_engine
+from arsandbox.cli.options import EngineName, Experiment, Json, Repo, find_image, open_engine
 
 if TYPE_CHECKING:
     from arsandbox.sandbox.experiment import Plan
@@ -84,6 +84,31 @@ def run(
     if json:
         sys.stdout.write(record.model_dump_json() + "\n")
     return record.verdict.exit_code
+
+
+def promote(
+    experiment: Experiment,
+    repo: Repo = Path(),
+    accept_self_reported: Annotated[
+        bool, typer.Option("--accept-self-reported", help="Promote on a number that the run itself printed.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Promote a recorded winner by hand, through the same gates."""
+    from rich.console import Console
+
+    from arsandbox.cli.render import say_record
+    from arsandbox.sandbox import hand_promotion
+    from arsandbox.sandbox.ledger import Ledger
+    from arsandbox.sandbox.repository import Repository
+
+    repository = Repository.open(repo)
+    with Ledger.open(repository.state) as ledger:
+        record = ledger.get(experiment)
+    record = hand_promotion.promote(repository, record, accept_self_reported=accept_self_reported)
+    if json:
+        sys.stdout.write(record.model_dump_json() + "\n")
+    say_record(record, Console(stderr=True, highlight=False))
 
 
 def _limits(cpus: float | None, memory: str | None, pids: int | None, disk: str | None) -> dict[str, Any]:

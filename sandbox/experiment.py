@@ -102,7 +102,7 @@ def plan(request: Request, *, find_image: Callable[[str], ImageRef]) -> Plan:
         image=image,
         candidate=candidate,
         branch=branch,
-        champion=_champion(repository, base, branch, settings, fixed[0]),
+        champion=champion_of(repository, base, branch, settings, fixed[0]),
         options=options,
         fixed=fixed,
         refusals=tuple(candidates.refusals(candidate, objects, settings.rules, settings.policy)),
@@ -271,7 +271,7 @@ class _Experiment:
             if record is not None:
                 return record
             # Another controller promoted meanwhile: decide again, against the new champion.
-            champion = _champion(
+            champion = champion_of(
                 self._plan.repository, self._plan.base, self._plan.branch, settings, self._plan.fixed[0]
             )
             baseline = self._baseline(champion)
@@ -411,7 +411,7 @@ def _branch(repository: Repository, base: str, tag: str | None) -> str:
     return promotion.branch_name(repository, layout=layout, tag=name)
 
 
-def _champion(repository: Repository, base: str, branch: str, settings: Settings, fixed_digest: str) -> str:
+def champion_of(repository: Repository, base: str, branch: str, settings: Settings, fixed_digest: str) -> str:
     """The commit to beat: the branch's tip, or `base` when there is none or the base already holds it."""
     tip = repository.branch_tip(branch)
     if tip is None or tip == base or repository.is_ancestor(tip, base):

@@ -12,9 +12,7 @@ import secrets
 from dataclasses import dataclass, field
 from typing import Literal
 
-from arsandbox.sandbox import agreement, host, prepared, state
-from arsandbox.sandbox import candidate as candidates
-from arsandbox.sandbox import settings as configuration
+from arsandbox.sandbox import agreement, host, prepared, rebuild, state
 from arsandbox.sandbox.candidate import Candidate
 from arsandbox.sandbox.engines.port import Engine
 from arsandbox.sandbox.errors import ArsandboxError, Interrupted, MachineError, RefusedError, UsageError
@@ -33,10 +31,8 @@ from arsandbox.sandbox.models import (
     Verdict,
     utc_now,
 )
-from arsandbox.sandbox.objects import ObjectStore
 from arsandbox.sandbox.repository import Repository
 from arsandbox.sandbox.run_directory import RunDirectory, run_directory
-from arsandbox.sandbox.settings import Options, Settings
 from arsandbox.sandbox.workspace.layers import LayerStore
 from arsandbox.sandbox.workspace.upper import sha256_of
 
@@ -94,8 +90,8 @@ class _Rerun:
 
     def run(self, mode: Mode, times: int) -> Record:
         """Rebuild, compare, write down."""
-        self._settings = self._rebuilt_settings()
-        self._candidate = self._rebuilt_candidate(self._record)
+        self._settings = rebuild.settings_of(self._repository, self._record)
+        self._candidate = rebuild.candidate_of(self._repository, self._record)
         self._bench = self._rebuilt_bench()
         self._differences = self._changed_facts()
         self._elsewhere = any(d.fact in _HOST_FACTS for d in self._differences)
@@ -222,41 +218,9 @@ class _Rerun:
         scratch = state.make_private(self._place.scratch / f"run-{self._runs}")
         return RunDirectory(self._place.id, scratch, keep)
 
-    def _rebuilt_settings(self) -> Settings:
-        record, objects = self._record, self._repository.objects
-        effective = record.policy.effective
-        options = Options(
-            image=record.image.name,
-            budget_s=record.budget_s,
-            grace_s=record.grace_s,
-            command=record.command,
-            editable=tuple(effective.get("edits", {}).get("editable", ())),
-            metric=record.metric.name,
-            goal=record.metric.goal,
-            limits=dict(effective["limits"]),
-        )
-        _require_commit(objects, record.base_commit)
-        return configuration.resolve(configuration.load_project(objects, record.base_commit), options)
-
-    def _rebuilt_candidate(self, record: Record) -> Candidate:
-        objects = self._repository.objects
-        _require_commit(objects, record.base_commit)
-        stored = self._repository.state / "experiments" / record.id / "patch.diff"
-        if not record.patch.files:
-            candidate = candidates.from_commit(objects, record.base_commit, record.base_commit)
-        else:
-            if not stored.is_file():
-                raise MachineError(f"the patch of {record.id} is gone", hint=f"restore {stored}")
-            if sha256_of(stored) != record.patch.sha256:
-                raise RefusedError(f"the stored patch of {record.id} was changed")
-            candidate = candidates.from_patch(objects, record.base_commit, stored)
-        if candidate.tree != record.candidate_tree:
-            raise RefusedError(f"base and patch of {record.id} no longer give the recorded tree")
-        return candidate
-
     def _rebuilt_baseline(self) -> Candidate:
         assert self._record.baseline is not None  # noqa: S101 - the quantity is a difference
-        return self._rebuilt_candidate(self._ledger.get(self._record.baseline.experiment))
+        return rebuild.candidate_of(self._repository, self._ledger.get(self._record.baseline.experiment))
 
     def _rebuilt_bench(self) -> Bench:
         record = self._record
@@ -346,12 +310,4 @@ class _Rerun:
                     differences=self._differences,
                 ),
             }
-        )
-
-
-def _require_commit(objects: ObjectStore, commit: str) -> None:
-    if not objects.holds(commit):
-        raise MachineError(
-            f"the base commit {commit[:12]} is not in the repository any more",
-            hint="git fetch it, or rerun where it is",
         )

@@ -140,9 +140,13 @@ def _policy(project: ProjectConfig, options: Options) -> Policy:
         "tmp_bytes": project.limits.tmp,
         "shm_bytes": project.limits.shm,
         "output_bytes": project.limits.output,
-        **options.limits,
     }
-    values = {name: value for name, value in asked.items() if value is not None}
+    values = {
+        name: value
+        for source in (asked, options.limits)
+        for name, value in source.items()
+        if value is not None  # nothing was said: what the project said stays
+    }
     values.setdefault("cpus", min(Limits().cpus, cores))
     if values["cpus"] > cores:
         raise MachineError(

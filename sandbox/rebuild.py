@@ -1,0 +1,59 @@
+"""Rebuild what a record ran with, from the record and the repository alone; refuse what was changed since."""
+
+from __future__ import annotations
+
+from arsandbox.sandbox import candidate as candidates
+from arsandbox.sandbox import settings as configuration
+from arsandbox.sandbox.candidate import Candidate
+from arsandbox.sandbox.errors import MachineError, RefusedError
+from arsandbox.sandbox.models import Record
+from arsandbox.sandbox.objects import ObjectStore
+from arsandbox.sandbox.repository import Repository
+from arsandbox.sandbox.settings import Options, Settings
+from arsandbox.sandbox.workspace.upper import sha256_of
+
+
+def settings_of(repository: Repository, record: Record) -> Settings:
+    """The settings that `record` ran with. Raises MachineError when its base commit is gone."""
+    objects, effective = repository.objects, record.policy.effective
+    _require_commit(objects, record.base_commit)
+    options = Options(
+        image=record.image.name,
+        budget_s=record.budget_s,
+        grace_s=record.grace_s,
+        command=record.command,
+        editable=tuple(effective.get("edits", {}).get("editable", ())),
+        metric=record.metric.name,
+        goal=record.metric.goal,
+        limits=dict(effective["limits"]),
+    )
+    return configuration.resolve(configuration.load_project(objects, record.base_commit), options)
+
+
+def candidate_of(repository: Repository, record: Record) -> Candidate:
+    """The candidate of `record`, from its stored patch.
+
+    Raises MachineError when base or patch are gone, RefusedError when they no longer give the recorded tree.
+    """
+    objects = repository.objects
+    _require_commit(objects, record.base_commit)
+    stored = repository.state / "experiments" / record.id / "patch.diff"
+    if not record.patch.files:
+        candidate = candidates.from_commit(objects, record.base_commit, record.base_commit)
+    else:
+        if not stored.is_file():
+            raise MachineError(f"the patch of {record.id} is gone", hint=f"restore {stored}")
+        if sha256_of(stored) != record.patch.sha256:
+            raise RefusedError(f"the stored patch of {record.id} was changed")
+        candidate = candidates.from_patch(objects, record.base_commit, stored)
+    if candidate.tree != record.candidate_tree:
+        raise RefusedError(f"base and patch of {record.id} no longer give the recorded tree")
+    return candidate
+
+
+def _require_commit(objects: ObjectStore, commit: str) -> None:
+    if not objects.holds(commit):
+        raise MachineError(
+            f"the base commit {commit[:12]} is not in the repository any more",
+            hint="git fetch it, or do this where it is",
+        )
