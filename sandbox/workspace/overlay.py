@@ -31,8 +31,9 @@ def space_of(path: Path | str) -> Space:
     """Room on the file system at `path`; full means that an ordinary write may fail now."""
     found = os.statvfs(path)
     used = (found.f_blocks - found.f_bfree) * found.f_frsize
-    few_bytes = found.f_bavail * found.f_frsize < max(64 * 1024, found.f_blocks * found.f_frsize // 1000)
-    return Space(used, few_bytes or found.f_favail <= 1)
+    # ext4 refuses a large write while up to a large folio (2 MiB) is still free.
+    needed = max(64 * 1024, min(2 * 1024**2, found.f_blocks * found.f_frsize // 8))
+    return Space(used, found.f_bavail * found.f_frsize < needed or found.f_favail <= 1)
 
 
 def unmount_below(directory: Path) -> list[str]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import docker
 from docker.types import LogConfig, Mount, Ulimit
 
+from arsandbox.sandbox.engines import init
 from arsandbox.sandbox.engines.port import SandboxSpec
 
 WORKSPACE = "/workspace"
+# The host's clock decides; process 1 ends the sandbox this much later where no controller lives.
+INSIDE_MARGIN_S = 1.0
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -33,9 +37,10 @@ def host_config(api: docker.APIClient, spec: SandboxSpec, *, volume: str) -> dic
         mem_limit=limits.memory_bytes,
         memswap_limit=limits.memory_bytes,
         mem_swappiness=None,
-        pids_limit=limits.pids,
+        pids_limit=limits.pids,  # process 1, ours, is one of them
         shm_size=limits.shm_bytes,
-        tmpfs={"/tmp": f"rw,nosuid,nodev,mode=1777,size={limits.tmp_bytes},nr_inodes={limits.disk_inodes}"},  # noqa: S108
+        # exec, as the workspace is: compilers of training code (Triton, inductor) load what they put there.
+        tmpfs={"/tmp": f"rw,exec,nosuid,nodev,mode=1777,size={limits.tmp_bytes},nr_inodes={limits.disk_inodes}"},  # noqa: S108
         ulimits=[
             Ulimit(name="core", soft=0, hard=0),
             Ulimit(name="nofile", soft=limits.open_files, hard=limits.open_files),
@@ -81,8 +86,8 @@ def create(api: docker.APIClient, spec: SandboxSpec, *, name: str, volume: str, 
     """Create (not start) the container and return its id. Raises the SDK's exceptions."""
     created = api.create_container(
         image=spec.image.digest,
-        command=list(spec.command),
-        entrypoint=[],
+        command=[f"{spec.deadline_s + INSIDE_MARGIN_S:.3f}", *spec.command],
+        entrypoint=["python3", "-I", "-S", "-c", inspect.getsource(init)],
         name=name,
         hostname="sandbox",
         user=f"{uid}:{uid}",

@@ -7,17 +7,20 @@ for that container. Over the cap it counts and drops.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterator
+from typing import Any
+
+from docker.utils.socket import frames_iter
 
 from arsandbox.sandbox.engines.port import Watcher
 
 
 class OutputReader(threading.Thread):
-    """Passes up to `cap` bytes to the watcher, then only counts."""
+    """Passes up to `cap` bytes from an attached connection to the watcher, then only counts."""
 
-    def __init__(self, stream: Iterable[bytes], watcher: Watcher, cap: int) -> None:
+    def __init__(self, connection: Any, watcher: Watcher, cap: int) -> None:
         super().__init__(name="sandbox-output", daemon=True)
-        self._stream, self._watcher, self._cap = stream, watcher, cap
+        self._connection, self._watcher, self._cap = connection, watcher, cap
         self.total = 0
         self.error: Exception | None = None
 
@@ -29,10 +32,19 @@ class OutputReader(threading.Thread):
     def run(self) -> None:
         """Read until the engine closes the stream."""
         try:
-            for chunk in self._stream:
+            frames: Iterator[tuple[int, bytes]] = frames_iter(self._connection, tty=False)  # type: ignore[no-untyped-call]
+            for _, chunk in frames:
                 room = self._cap - self.total
                 self.total += len(chunk)
                 if room > 0:
                     self._watcher.output(chunk[:room])
         except Exception as error:  # noqa: BLE001 - kept, and raised in the waiting thread
             self.error = error
+
+    def close(self) -> None:
+        """Wait for the end of the stream, then close the connection."""
+        self.join(timeout=10)
+        response = getattr(self._connection, "_response", None)  # docker-py ties the socket's life to it
+        if response is not None:
+            response.close()
+        self._connection.close()

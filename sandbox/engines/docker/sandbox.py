@@ -79,8 +79,8 @@ class DockerSandbox:
         identity, api, limits = self._container, self._client.api, self._spec.limits
         began = time.monotonic()
         with translated("start the sandbox"):
-            stream = api.attach(identity, stdout=True, stderr=True, stream=True, logs=False)
-            self._reader = OutputReader(stream, watcher, limits.output_bytes)
+            connection = api.attach_socket(identity, params={"stdout": 1, "stderr": 1, "stream": 1, "logs": 0})
+            self._reader = OutputReader(connection, watcher, limits.output_bytes)
             self._reader.start()
         exited = threading.Event()
         try:
@@ -105,8 +105,12 @@ class DockerSandbox:
             if cgroup:
                 cgroup.close()
         self._reader.join(timeout=10)
+        if self._reader.error is not None:
+            raise MachineError(f"cannot read the sandbox's output: {self._reader.error}", hint="arsandbox doctor")
         if cause is None and self._reader.over:
             cause = "output"
+        if cause is None and ended - started >= self._spec.deadline_s:
+            cause = "timeout"  # process 1 was faster than we were
         state = self._state()
         space = self._workspace.space()
         if space is not None and space.full:
@@ -230,7 +234,7 @@ class DockerSandbox:
             # By name: an interruption may have fallen between the creation and its answer.
             _remove_container(self._client.api, self._name)
             if self._reader is not None:
-                self._reader.join(timeout=5)
+                self._reader.close()
             _remove_volume(self._client.api, self._name)
         finally:
             self._workspace.remove()

@@ -23,6 +23,8 @@ from arsandbox.sandbox.workspace import upper as reading
 from arsandbox.sandbox.workspace.overlay import Space, overlay_options, space_of, unmount_below
 
 _RESERVE_BYTES = 64 * 1024**2
+# An inode takes 256 bytes of the image: more of them than this would leave no room for content.
+_BYTES_PER_INODE = 2048
 
 
 class HostWorkspace:
@@ -36,7 +38,8 @@ class HostWorkspace:
     def create(self) -> dict[str, str]:
         """Make the upper layer; returns the options of the overlay volume. Raises MachineError."""
         _require_space(self._scratch, self._limits.disk_bytes)
-        template = _template(self._limits.disk_bytes, self._limits.disk_inodes)
+        inodes = min(self._limits.disk_inodes, self._limits.disk_bytes // _BYTES_PER_INODE)
+        template = _template(self._limits.disk_bytes, inodes)
         image = self._scratch / "layer.img"
         _command(["cp", "--sparse=always", str(template), str(image)], "copy the workspace image")
         self._mount.mkdir()
@@ -122,4 +125,4 @@ def _command(arguments: Sequence[str], purpose: str) -> None:
         ) from error
     if done.returncode != 0:
         lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
-        raise MachineError(f"cannot {purpose}: {lines[-1]}", hint="arsandbox doctor")
+        raise MachineError(f"cannot {purpose}: {lines[0]}", hint="arsandbox doctor")

@@ -1,0 +1,51 @@
+"""Process 1 of a sandbox: runs the command, reaps orphans, and ends everything at the deadline.
+
+It needs nobody outside: when the controller is dead, the sandbox still ends on time, since the kernel
+kills every process of a PID namespace with its process 1. From inside it cannot be killed or stopped
+(pid_namespaces(7)), nor traced, for it is not dumpable (prctl(2), PR_SET_DUMPABLE). It runs with the
+command's own unprivileged user, as `python3 -I -S -c SOURCE SECONDS COMMAND…`; standard library only.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+import time
+
+PR_SET_DUMPABLE = 4
+TIMED_OUT, NOT_FOUND, NOT_EXECUTABLE = 124, 127, 126
+# A failed command's file systems and counters stay for this long, for the host to read.
+LINGER_SECONDS = 0.15
+
+
+def _execute(command: list[str]) -> None:
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)  # Python ignores them, and so would the command
+    try:
+        os.execvp(command[0], command)  # noqa: S606 - the command, without a shell, is the point
+    except OSError as error:
+        os.write(2, f"{command[0]}: {error.strerror}\n".encode())
+        os._exit(NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE)
+
+
+def main(seconds: float, command: list[str]) -> int:
+    """Run `command`; returns the exit code to end with (128 + n after signal n)."""
+    ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+    signal.signal(signal.SIGALRM, lambda *_: os._exit(TIMED_OUT))
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    child = os.fork()
+    if child == 0:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        _execute(command)
+    while True:
+        pid, status = os.waitpid(-1, 0)
+        if pid == child:
+            break
+    code = os.waitstatus_to_exitcode(status)
+    if code != 0:
+        time.sleep(LINGER_SECONDS)
+    return 128 - code if code < 0 else code
+
+
+if __name__ == "__main__":
+    os._exit(main(float(sys.argv[1]), sys.argv[2:]))
