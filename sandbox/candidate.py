@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _LARGEST_FILE = 64 * 1024**2
 _DEEPEST = 50
+_LONGEST_RULE, _MOST_STARS, _MOST_RULES = 200, 3, 2000
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def from_worktree(repository: Repository, base: str, rules: EditRules) -> Candid
     edits: list[tuple[str, TreeEntry | bytes | None, str]] = []
     root = os.open(repository.worktree, _DIRECTORY)
     try:
-        found, left_out = _walk(root, set(tracked), rules)
+        found, left_out = _walk(root, set(tracked), rules, _ignored(objects, base))
         for path in sorted(tracked.keys() | found):
             now = _read(root, path)
             before = tracked.get(path)
@@ -101,7 +103,7 @@ def refusals(candidate: Candidate, objects: ObjectStore, rules: EditRules, polic
         lines.append(f"the patch changes {len(edits)} files; at most {policy.patch_files} are allowed")
     if len(candidate.diff) > policy.patch_bytes:
         lines.append(f"the patch has {len(candidate.diff)} bytes; at most {policy.patch_bytes} are allowed")
-    if b"GIT binary patch" in candidate.diff:
+    if objects.holds_binary(candidate.base, candidate.commit):
         lines.append("the patch changes a binary file; only text may be edited")
     return lines
 
@@ -114,9 +116,10 @@ def _frozen(objects: ObjectStore, base: str, commit: str, left_out: tuple[str, .
     return Candidate(base, commit, objects.tree_of(commit), patch, diff, left_out)
 
 
-def _walk(root: int, tracked: set[str], rules: EditRules) -> tuple[set[str], list[str]]:
+def _walk(
+    root: int, tracked: set[str], rules: EditRules, ignored: pathspec.GitIgnoreSpec
+) -> tuple[set[str], list[str]]:
     """Untracked files that are editable and not ignored, and the first few others at the top level."""
-    ignored = _ignored(root)
     found: set[str] = set()
     whole = False
     for path in rules.editable:
@@ -128,21 +131,33 @@ def _walk(root: int, tracked: set[str], rules: EditRules) -> tuple[set[str], lis
         for directory, below, names, _ in os.fwalk(".", dir_fd=root, follow_symlinks=False):
             inside = "" if directory == "." else directory.removeprefix("./") + "/"
             too_deep = inside.count("/") >= _DEEPEST
-            below[:] = [n for n in below if not too_deep and n != ".git" and not ignored.match_file(f"{inside}{n}/")]
-            candidates = (inside + name for name in names)
-            found |= {p for p in candidates if p not in tracked and rules.is_editable(p) and not ignored.match_file(p)}
+            below[:] = [n for n in below if not too_deep and _is_ours(n) and not ignored.match_file(f"{inside}{n}/")]
+            new = (inside + name for name in names if _is_ours(name) and inside + name not in tracked)
+            found |= {path for path in new if not ignored.match_file(path) and rules.is_editable(path)}
     top = {path.split("/", 1)[0] for path in tracked | found} | {".git"}
     names = sorted(name for name in os.listdir(f"/proc/self/fd/{root}") if name not in top)
-    return found, [name for name in names if not ignored.match_file(name)][:20]
+    return found, [name for name in names if not ignored.match_file(name + "/" * _is_directory(root, name))][:20]
 
 
-def _ignored(root: int) -> pathspec.GitIgnoreSpec:
-    """The repository's own ignore rules (top level), and what Python leaves behind."""
+def _is_ours(name: str) -> bool:
+    return name.lower() != ".git"
+
+
+def _ignored(objects: ObjectStore, base: str) -> pathspec.GitIgnoreSpec:
+    """The base commit's ignore rules (top level), and what Python leaves behind.
+
+    What the working tree says is the candidate's word and not asked. Rules that are no patterns, or
+    whose many stars would take long to match, count for nothing.
+    """
+    text = os.fsdecode(objects.read(f"{base}:.gitignore") or b"")
     lines = ["__pycache__/", "*.py[co]"]
-    for path in (".gitignore", ".git/info/exclude"):
-        found = _read(root, path)
-        if found is not None:
-            lines += found[1].decode("utf-8", "replace").splitlines()
+    for line in text.splitlines()[:_MOST_RULES]:
+        if len(line) <= _LONGEST_RULE and len(re.findall(r"\*+", line)) <= _MOST_STARS:
+            try:
+                pathspec.GitIgnoreSpec.from_lines([line])
+            except (ValueError, re.error):
+                continue
+            lines.append(line)
     return pathspec.GitIgnoreSpec.from_lines(lines)
 
 

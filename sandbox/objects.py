@@ -17,7 +17,8 @@ from pathlib import Path
 
 from arsandbox.sandbox.errors import RepositoryError, UsageError
 
-EMPTY_ID = "0" * 40
+_DIRECTORY_MODE = "040000"
+_MANY = 500  # paths that one git command gets as arguments
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ def git_environment(git_directory: Path, *, index: Path | None = None) -> dict[s
         "GIT_ATTR_NOSYSTEM": "1",
         "GIT_NO_REPLACE_OBJECTS": "1",
         "GIT_NO_LAZY_FETCH": "1",
+        "GIT_ALLOW_PROTOCOL": "none",  # the same for git before 2.44: no transport, so nothing is fetched
         "GIT_TERMINAL_PROMPT": "0",
         "GIT_OPTIONAL_LOCKS": "0",
         "GIT_AUTHOR_NAME": "arsandbox",
@@ -61,6 +63,7 @@ def git_environment(git_directory: Path, *, index: Path | None = None) -> dict[s
 
 
 SAFE_OPTIONS = (
+    "--literal-pathspecs",
     "-c", "core.hooksPath=/dev/null",
     "-c", "core.fsmonitor=false",
     "-c", "core.logAllRefUpdates=true",
@@ -76,8 +79,12 @@ def run_git(
     stdin: bytes = b"",
     check: bool = True,
     index: Path | None = None,
+    timeout: float | None = None,
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run git on `git_directory` outside any work tree. Raises RepositoryError with git's own last line."""
+    """Run git on `git_directory` outside any work tree.
+
+    Raises RepositoryError with git's own last line, or when it takes more than `timeout` seconds.
+    """
     try:
         done = subprocess.run(
             ["git", *SAFE_OPTIONS, *arguments],
@@ -86,9 +93,12 @@ def run_git(
             check=False,
             cwd="/",
             env=git_environment(git_directory, index=index),
+            timeout=timeout,
         )
     except FileNotFoundError as error:
         raise RepositoryError("git is not installed", hint="sudo apt-get install git") from error
+    except subprocess.TimeoutExpired as error:
+        raise RepositoryError(f"git {arguments[0]} does not answer on {git_directory}") from error
     if check and done.returncode != 0:
         lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
         raise RepositoryError(f"git {arguments[0]} failed: {lines[-1]}")
@@ -118,7 +128,7 @@ class ObjectStore:
         information = directory / "objects" / "info"
         information.mkdir(parents=True, exist_ok=True)
         alternates = information / "alternates"
-        wanted = os.fsencode(alternate) + b"\n"
+        wanted = (_quote(str(alternate)) if "\n" in str(alternate) else os.fsencode(alternate)) + b"\n"
         if not alternates.exists() or alternates.read_bytes() != wanted:
             alternates.write_bytes(wanted)
         own_shallow = directory / "shallow"
@@ -141,15 +151,34 @@ class ObjectStore:
         return self.git("rev-parse", "--verify", "--end-of-options", f"{commit}^{{tree}}").decode().strip()
 
     def entries(self, tree: str) -> Iterator[TreeEntry]:
-        """Every file, symlink and submodule of `tree`, in git's order."""
-        for row in self.git("ls-tree", "-r", "-z", "--full-tree", tree).split(b"\0"):
+        """Every file, symlink and submodule of `tree`, in git's order. Raises RepositoryError, see `_listing`."""
+        return (entry for entry in self._listing(tree, "-r") if entry.mode != _DIRECTORY_MODE)
+
+    def _listing(self, tree: str, *arguments: str) -> Iterator[TreeEntry]:
+        """What `git ls-tree -t` lists; directories come before what is in them.
+
+        A tree is only an object that someone wrote: RepositoryError names a path that would lead out of
+        the tree, is there twice, or is below something that is no directory.
+        """
+        seen: set[str] = set()
+        directories = {""}
+        for row in self.git("ls-tree", "-t", "-z", "--full-tree", *arguments[:1], tree, *arguments[1:]).split(b"\0"):
             if row:
                 head, _, name = row.partition(b"\t")
                 mode, _, blob = head.decode().split(" ")
-                yield TreeEntry(os.fsdecode(name), mode, blob)
+                path = os.fsdecode(name)
+                if not is_plain(path) or path in seen or path.rpartition("/")[0] not in directories:
+                    raise _crafted(path)
+                seen.add(path)
+                if mode == _DIRECTORY_MODE:
+                    directories.add(path)
+                yield TreeEntry(path, mode, blob)
 
     def changes(self, old: str, new: str) -> list[Change]:
-        """The paths in which the trees (or commits) differ; renames are a deletion and an addition."""
+        """The paths in which the trees (or commits) differ; renames are a deletion and an addition.
+
+        Raises RepositoryError for a path that no honest tree holds (see `_listing`).
+        """
         rows = self.git("diff-tree", "-r", "-z", "--raw", "--no-renames", "--full-index", old, new).split(b"\0")
         found = []
         for head, name in zip(rows[0::2], rows[1::2], strict=False):
@@ -162,12 +191,29 @@ class ObjectStore:
                     None if new_mode == "000000" else TreeEntry(path, new_mode, new_blob),
                 )
             )
+        self._check(new, found)
         return found
 
+    def _check(self, tree: str, changes: list[Change]) -> None:
+        """Raise RepositoryError unless every changed path is what `tree` holds there, and once."""
+        wanted: dict[str, None] = {}
+        for change in changes:
+            if not is_plain(change.path):
+                raise _crafted(change.path)
+            if change.new is not None:
+                parts = change.path.split("/")
+                wanted.update({"/".join(parts[:end]): None for end in range(1, len(parts) + 1)})
+        if not wanted:
+            return
+        rows = self._listing(tree, "-r") if len(wanted) > _MANY else self._listing(tree, "-t", "--", *wanted)
+        held = {row.path: row for row in rows}
+        for change in changes:
+            if change.new is not None and held.get(change.path) != change.new:
+                raise _crafted(change.path)
+
     def files_below(self, tree: str, path: str) -> list[str]:
-        """The files of `tree` at or below `path` (literally), up to git's own order; empty where none."""
-        rows = self.git("ls-tree", "-r", "-z", "--full-tree", "--name-only", tree, "--", path).split(b"\0")
-        return [os.fsdecode(row) for row in rows if row]
+        """The files of `tree` at or below `path` (literally), in git's order; empty where none."""
+        return [row.path for row in self._listing(tree, "-r", "--", path) if row.mode != _DIRECTORY_MODE]
 
     def read(self, revision_path: str) -> bytes | None:
         """The blob at `<revision>:<path>`, or None where there is none."""
@@ -199,24 +245,28 @@ class ObjectStore:
 
     def line_counts(self, old: str, new: str) -> tuple[int, int]:
         """Inserted and deleted lines from `old` to `new` (binary files count as none)."""
-        inserted = deleted = 0
-        for row in self.git("diff-tree", "-r", "--numstat", "--no-renames", "-z", old, new).split(b"\0"):
-            if row:
-                plus, minus, _ = row.split(b"\t", 2)
-                inserted += int(plus) if plus != b"-" else 0
-                deleted += int(minus) if minus != b"-" else 0
-        return inserted, deleted
+        counts = [(plus, minus) for plus, minus in self._numstat(old, new) if plus != b"-"]
+        return sum(int(plus) for plus, _ in counts), sum(int(minus) for _, minus in counts)
+
+    def holds_binary(self, old: str, new: str) -> bool:
+        """Whether a file that differs between `old` and `new` is binary to git (it counts no lines in it)."""
+        return any(plus == b"-" for plus, _ in self._numstat(old, new))
+
+    def _numstat(self, old: str, new: str) -> list[tuple[bytes, bytes]]:
+        rows = self.git("diff-tree", "-r", "--numstat", "--no-renames", "-z", old, new).split(b"\0")
+        return [(plus, minus) for plus, minus, _ in (row.split(b"\t", 2) for row in rows if row)]
 
     def commit_edit(self, parent: str, edits: Iterable[tuple[str, TreeEntry | bytes | None, str]]) -> str:
         """Write a commit over `parent` and return its id: costs the edit, not the size of the tree.
 
         Each edit is (path, content, mode): content is bytes, an entry whose blob exists, or None to
-        delete. Author and dates are fixed, so the same edit gives the same commit.
+        delete. Deletions come first, so that a file can become a directory. Author and dates are fixed:
+        the same edit gives the same commit.
         """
         stream = bytearray(b"feature done\ncommit refs/arsandbox/candidate\n")
         stream += b"committer arsandbox <arsandbox@localhost> 0 +0000\ndata 9\ncandidate\n"
         stream += b"from " + parent.encode() + b"\n"
-        for path, content, mode in edits:
+        for path, content, mode in sorted(edits, key=lambda edit: edit[1] is not None):
             name = _quote(path)
             if content is None:
                 stream += b"D " + name + b"\n"
@@ -236,18 +286,25 @@ class ObjectStore:
     def apply_patch(self, base: str, patch: bytes, *, name: str) -> str:
         """A commit that is `base` with `patch` applied; touches only the paths that the patch names.
 
-        Raises UsageError when the patch is empty or does not apply.
+        Raises UsageError when the patch is empty, does not apply, or leads out of the tree.
         """
-        listed = run_git(self.directory, ["apply", "--numstat", "-z", "-"], stdin=patch, check=False)
-        paths = _numstat_paths(listed.stdout)
-        if listed.returncode != 0 or not paths:
+        # Backwards, git names what renames and copies come from.
+        listed = [
+            run_git(self.directory, ["apply", *backwards, "--numstat", "-z", "-"], stdin=patch, check=False)
+            for backwards in ((), ("-R",))
+        ]
+        paths = sorted({path for done in listed for path in _numstat_paths(done.stdout)})
+        if any(done.returncode != 0 for done in listed) or not paths:
             raise UsageError(
                 f"--patch {name}: holds no change that git can read",
                 hint="make it with: git diff > edit.patch",
             )
+        for path in paths:
+            if not is_plain(path):
+                raise UsageError(f"--patch {name}: {path!r} leads out of the repository")
         present = b"".join(
-            self.git("ls-tree", "-r", "-z", "--full-tree", base, "--", *paths[start : start + 500])
-            for start in range(0, len(paths), 500)
+            self.git("ls-tree", "-r", "-z", "--full-tree", base, "--", *paths[start : start + _MANY])
+            for start in range(0, len(paths), _MANY)
         )
         with tempfile.TemporaryDirectory(prefix="index-", dir=self.directory) as scratch:
             index = Path(scratch) / "index"
@@ -301,24 +358,22 @@ class BlobReader:
         return content
 
 
+def is_plain(path: str) -> bool:
+    """Whether `path` leads to a place below where it starts and not into a git directory."""
+    return not any(part in ("", ".", "..") or part.lower() == ".git" for part in path.split("/"))
+
+
+def _crafted(path: str) -> RepositoryError:
+    return RepositoryError(f"a tree of the repository holds {path!r}, which git itself would never write")
+
+
 def _numstat_paths(listing: bytes) -> list[str]:
-    """Every path in `git apply --numstat -z`: renames are listed as `\\0old\\0new`."""
-    rows = listing.split(b"\0")
-    paths: list[str] = []
-    position = 0
-    while position < len(rows) and rows[position]:
-        name = rows[position].split(b"\t", 2)[2]
-        if name:
-            paths.append(os.fsdecode(name))
-            position += 1
-        else:
-            paths += [os.fsdecode(rows[position + 1]), os.fsdecode(rows[position + 2])]
-            position += 3
-    return paths
+    """Every path in `git apply --numstat -z`."""
+    return [os.fsdecode(row.split(b"\t", 2)[2]) for row in listing.split(b"\0") if row]
 
 
 def _quote(path: str) -> bytes:
-    """`path` as a C-style quoted string of fast-import."""
+    """`path` as a C-style quoted string of git's."""
     raw = os.fsencode(path)
     escaped = raw.replace(b"\\", b"\\\\").replace(b'"', b'\\"').replace(b"\n", b"\\n")
     return b'"' + escaped + b'"'

@@ -13,7 +13,7 @@ from arsandbox.sandbox.models import Record
 from arsandbox.sandbox.objects import SAFE_OPTIONS, git_environment, run_git
 from arsandbox.sandbox.repository import Repository
 
-ABSENT = "0" * 40
+ABSENT = "0" * 40  # what `Prepared.old` says of a branch that did not exist (64 zeros with SHA-256)
 
 
 @dataclass(frozen=True)
@@ -26,15 +26,21 @@ class Prepared:
 
 
 def prepare(
-    repository: Repository, record: Record, *, candidate: str, branch: str, base: str, ledger_head: str
+    repository: Repository,
+    record: Record,
+    *,
+    candidate: str,
+    branch: str,
+    parent: str,
+    old: str | None,
+    ledger_head: str,
 ) -> Prepared:
     """Write the promotion commit's objects into the user's repository; no ref moves yet.
 
-    Its tree is the measured tree; its parent the branch's tip, or `base` where that already holds the
-    tip; its trailers name the experiment. The same record gives the same commit. Raises RepositoryError.
+    Its tree is the measured tree, its parent `parent`; its trailers name the experiment. `old` is the
+    branch's tip that the decision was made against (None: there was no branch); the tip is not read
+    again. The same record gives the same commit. Raises RepositoryError.
     """
-    tip = repository.branch_tip(branch)
-    parent = base if tip is None or repository.is_ancestor(tip, base) else tip
     store = repository.objects
     date = f"{record.started_at[:19].replace('T', ' ')} +0000"
     environment = {
@@ -58,12 +64,17 @@ def prepare(
         stdin=f"{commit}\n^{parent}\n".encode(),
     )  # fmt: skip
     run_git(repository.common_directory, ["unpack-objects", "-q"], stdin=pack)
-    return Prepared(commit, f"refs/heads/{branch}", tip or ABSENT)
+    return Prepared(commit, f"refs/heads/{branch}", old or "0" * len(commit))
 
 
 def publish(repository: Repository, prepared: Prepared) -> bool:
-    """Move the ref if it still is where it was; True when it now names the commit. Idempotent."""
+    """Move the ref if it still is where it was; True when it now names the commit. Idempotent.
+
+    A symbolic ref, which would carry the move to another branch, is left alone.
+    """
     branch = prepared.ref.removeprefix("refs/heads/")
+    if repository.points_to(prepared.ref):
+        return False
     if repository.branch_tip(branch) == prepared.commit:
         return True
     if branch in repository.checked_out_branches():
@@ -72,6 +83,7 @@ def publish(repository: Repository, prepared: Prepared) -> bool:
         repository.common_directory,
         [
             "update-ref",
+            "--no-deref",
             "--create-reflog",
             "-m",
             "arsandbox: promote",
@@ -84,10 +96,15 @@ def publish(repository: Repository, prepared: Prepared) -> bool:
     return done.returncode == 0
 
 
+def preferred_branch(layout: str, tag: str) -> str:
+    """The promotion branch by the layout's convention, whether it can be used or not."""
+    return f"{layout}/{tag}"
+
+
 def branch_name(repository: Repository, *, layout: str, tag: str) -> str:
     """`<layout>/<tag>`, or `arsandbox/<tag>` when that one is checked out somewhere (it is never moved)."""
     checked_out = repository.checked_out_branches()
-    for name in (f"{layout}/{tag}", f"arsandbox/{tag}", f"arsandbox/{tag}-promoted"):
+    for name in (preferred_branch(layout, tag), f"arsandbox/{tag}", f"arsandbox/{tag}-promoted"):
         if name not in checked_out:
             return name
     raise RepositoryError(
@@ -105,12 +122,19 @@ def message(record: Record, ledger_head: str) -> str:
     """The promotion commit's message; its trailers pin the record, and the ledger as it was before it."""
     metric = record.metric
     title = " ".join(record.description.split())[:60] or f"{metric.name} {metric.value:.6g}"
-    baseline = f"{record.baseline.value:.6f}" if record.baseline else "none"
+    value = "none" if metric.value is None else _exact(metric.value)
+    baseline = _exact(record.baseline.value) if record.baseline else "none"
     return (
         f"{title}\n\n{record.reason}\n\n"
         f"Arsandbox-Experiment: {record.id}\n"
-        f"Arsandbox-Metric: {metric.name}={metric.value:.6f}\n"
+        f"Arsandbox-Metric: {metric.name}={value}\n"
         f"Arsandbox-Baseline: {baseline}\n"
         f"Arsandbox-Image: {record.image.name}@{record.image.digest}\n"
         f"Arsandbox-Ledger: {ledger_head}\n"
     )
+
+
+def _exact(value: float) -> str:
+    """`value` with six decimals where they say it all, else with every digit that tells it apart."""
+    short = f"{value:.6f}"
+    return short if float(short) == value else repr(value)

@@ -1,75 +1,88 @@
 """The user's git repository, read without trusting its config, hooks, index or working tree.
 
-GitPython reads HEAD, refs and config in pure Python; objects are read through our own store
-(objects.py). Agents edit this repository too, so a config that could make git run a command is
-refused by name rather than worked around.
+Agents edit this repository too. It is found and its config is checked before any git program looks at
+it: a config that could make git run a command is refused by name rather than worked around. Refs are
+then read by `git` under our own settings, objects through our own store (objects.py).
 """
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping
+import stat
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import git
-from git.config import GitConfigParser
 
 from arsandbox.sandbox import state
 from arsandbox.sandbox.errors import RefusedError, RepositoryError, UsageError
 from arsandbox.sandbox.objects import ObjectStore, run_git
 
-# Keys with which a repository's own config makes git run a program (git-config(1)).
+# Keys with which a repository's own config makes git run a program (git-config(1)), or lets it.
 _COMMAND_KEYS = re.compile(
     r"core\.(fsmonitor|hookspath|sshcommand|gitproxy|askpass|pager|editor|alternaterefscommand)"
     r"|filter\..+\.(clean|smudge|process)"
     r"|diff\.external|diff\..+\.(command|textconv)|merge\..+\.driver"
     r"|(credential|credential\..+)\.helper|gpg\.program|gpg\..+\.(program|defaultkeycommand)"
     r"|uploadpack\.packobjectshook|remote\..+\.(uploadpack|receivepack|vcs)|(pager|alias|browser|man)\..+"
-    r"|(difftool|mergetool)\..+\.(cmd|path)|sequence\.editor|submodule\..+\.update|trailer\..+\.(command|cmd)",
-    re.IGNORECASE,
+    r"|(difftool|mergetool)\..+\.(cmd|path)|sequence\.editor|submodule\..+\.update|trailer\..+\.(command|cmd)"
+    r"|protocol\.(.+\.)?allow|gc\.recentobjectshook",
+    re.IGNORECASE | re.DOTALL,
 )
+# A URL that is a command: in remotes, their rewriting (`url.X.insteadOf`), submodules and branches.
+_URL_KEYS = re.compile(r"(remote|url|submodule|branch)\..+", re.IGNORECASE | re.DOTALL)
+_COMMAND_URL = re.compile(r"\bext::", re.IGNORECASE)
 _HARMLESS = {"true", "false", "yes", "no", "on", "off", "0", "1", ""}
+_LARGEST_CONFIG = 8 * 1024**2
+_ANSWER_S = 60.0
 
 
 class Repository:
     """One repository of the user: where it is, its refs, and the store that reads its objects."""
 
-    def __init__(self, repo: git.Repo) -> None:
-        self._repo = repo
-        self.git_directory = Path(repo.git_dir)
-        self.common_directory = Path(repo.common_dir)
-        tree = repo.working_tree_dir
-        if tree is None:
-            raise UsageError(f"{self.common_directory} is a bare repository", hint="clone it and run in the clone")
-        self.worktree = Path(tree)
-        self.state = state.repository_state(self.common_directory)
-        alternate = self.common_directory / "objects"
-        if not alternate.is_dir():
-            raise RepositoryError(f"{alternate} is missing: is this repository complete?")
-        shallow = self.common_directory / "shallow"
+    def __init__(self, worktree: Path, git_directory: Path, common_directory: Path, *, object_format: str) -> None:
+        self.worktree = worktree
+        self.git_directory = git_directory
+        self.common_directory = common_directory
+        self.state = state.repository_state(common_directory)
+        shallow = common_directory / "shallow"
         self.objects = ObjectStore.open(
             self.state / "objects.git",
-            alternate=alternate,
-            object_format=self._object_format(),
+            alternate=common_directory / "objects",
+            object_format=object_format,
             shallow=shallow if shallow.is_file() else None,
         )
 
     @classmethod
     def open(cls, path: Path) -> Repository:
-        """The repository that `path` is in. Raises UsageError (none, bare), RefusedError (hostile config)."""
+        """The repository that `path` is in.
+
+        Raises UsageError (none, bare), RefusedError (hostile config), RepositoryError (damaged).
+        """
         if not path.exists():
             raise UsageError(f"--repo {path}: no such directory")
-        try:
-            repo = git.Repo(path, search_parent_directories=True, expand_vars=False)
-        except (git.InvalidGitRepositoryError, git.NoSuchPathError) as error:
+        found = _find(path.resolve())
+        if found is None:
             raise UsageError(
                 f"{path.resolve()} is not in a git repository",
                 hint="git init && git add -A && git commit -m base",
-            ) from error
-        except (OSError, ValueError) as error:
-            raise RepositoryError(f"{path}: the repository's config cannot be read: {error}") from error
-        _refuse_command_config(Path(repo.common_dir), Path(repo.git_dir))
-        return cls(repo)
+            )
+        worktree, git_directory = found
+        link = _content(git_directory / "commondir")
+        common = git_directory if link is None else Path(os.path.normpath(git_directory / os.fsdecode(link.strip())))
+        settings = _checked_config(common / "config")
+        own = _checked_config(git_directory / "config.worktree")
+        # In a linked worktree `core.bare` speaks of the repository that it is linked to.
+        declared = {**settings, **own}.get("core.bare", "").lower() in ("true", "yes", "on", "1")
+        if worktree is None or (declared and git_directory == common):
+            raise UsageError(f"{common} is a bare repository", hint="clone it and run in the clone")
+        if not (common / "objects").is_dir():
+            raise RepositoryError(f"{common / 'objects'} is missing: is this repository complete?")
+        for name in ("packed-refs", "shallow", "objects/info/alternates"):
+            _content(common / name, limit=None)
+        _head_text(git_directory / "HEAD")
+        return cls(worktree, git_directory, common, object_format=settings.get("extensions.objectformat", "sha1"))
 
     @property
     def name(self) -> str:
@@ -77,52 +90,44 @@ class Repository:
         return self.worktree.name
 
     def head(self) -> str:
-        """The commit id of HEAD. Raises UsageError for an unborn branch."""
-        try:
-            return self._repo.head.commit.hexsha
-        except ValueError as error:
-            raise UsageError(
-                f"{self.worktree}: HEAD has no commit yet", hint="git add -A && git commit -m base"
-            ) from error
+        """The commit id of this worktree's HEAD. Raises UsageError for an unborn branch, else RepositoryError."""
+        text = _head_text(self.git_directory / "HEAD")
+        commit = None if "\0" in text else self._commit("HEAD")
+        if commit is not None:
+            return commit
+        if self._is_unborn():
+            raise UsageError(f"{self.worktree}: HEAD has no commit yet", hint="git add -A && git commit -m base")
+        raise RepositoryError(
+            f"{self.worktree}: HEAD names no commit that can be read", hint="see: git fsck, git status"
+        )
 
     def resolve(self, revision: str) -> str:
-        """The commit id that `revision` names. Raises UsageError."""
-        if not revision or revision.startswith("-"):
-            raise UsageError(f"revision {revision!r}: not a commit of {self.worktree}")
-        done = run_git(
-            self.common_directory,
-            ["rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}"],
-            check=False,
-        )
-        if done.returncode != 0:
+        """The commit id that `revision` names in this worktree. Raises UsageError."""
+        commit = None if not revision or revision.startswith("-") or "\0" in revision else self._commit(revision)
+        if commit is None:
             raise UsageError(f"revision {revision!r}: not a commit of {self.worktree}", hint="see: git log --oneline")
-        return done.stdout.decode().strip()
+        return commit
 
     def branch_tip(self, branch: str) -> str | None:
         """The commit that refs/heads/`branch` names, or None where there is no such branch."""
-        done = run_git(
-            self.common_directory,
-            ["rev-parse", "--verify", "--quiet", f"refs/heads/{branch}^{{commit}}"],
-            check=False,
-        )
-        return done.stdout.decode().strip() if done.returncode == 0 else None
+        return self._commit(f"refs/heads/{branch}")
 
     def current_branch(self) -> str:
         """The branch that is checked out here, or `HEAD` when it is detached."""
-        head = self._repo.head
-        return "HEAD" if head.is_detached else head.reference.name
+        return self.points_to("HEAD").removeprefix("refs/heads/") or "HEAD"
+
+    def points_to(self, ref: str) -> str:
+        """The ref that the symbolic ref `ref` stands for, empty where it is no symbolic ref."""
+        done = run_git(self.git_directory, ["symbolic-ref", "-q", ref], check=False, timeout=_ANSWER_S)
+        return os.fsdecode(done.stdout.rstrip(b"\n")) if done.returncode == 0 else ""
 
     def checked_out_branches(self) -> set[str]:
         """Branches (short names) that HEAD of any worktree points at."""
-        heads = [self.common_directory / "HEAD", *self.common_directory.glob("worktrees/*/HEAD")]
         found = set()
-        for head in heads:
-            try:
-                text = head.read_text(encoding="utf-8", errors="replace").strip()
-            except FileNotFoundError:
-                continue
-            if text.startswith("ref: refs/heads/"):
-                found.add(text.removeprefix("ref: refs/heads/"))
+        for head in (self.common_directory / "HEAD", *self.common_directory.glob("worktrees/*/HEAD")):
+            match = re.match(r"ref:\s*refs/heads/(.+)", _head_text(head).strip())
+            if match:
+                found.add(match[1])
         return found
 
     def is_ancestor(self, older: str, newer: str) -> bool:
@@ -130,9 +135,24 @@ class Repository:
         done = run_git(self.objects.directory, ["merge-base", "--is-ancestor", older, newer], check=False)
         return done.returncode == 0
 
-    def _object_format(self) -> str:
-        with self._repo.config_reader("repository") as config:
-            return str(config.get_value("extensions", "objectformat", "sha1"))
+    def _commit(self, revision: str) -> str | None:
+        done = run_git(
+            self.git_directory,
+            ["rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}"],
+            check=False,
+            timeout=_ANSWER_S,
+        )
+        return done.stdout.decode().strip() if done.returncode == 0 else None
+
+    def _is_unborn(self) -> bool:
+        """Whether HEAD names a branch of which there is no trace, not even a broken one."""
+        ref = self.points_to("HEAD")
+        if not ref.startswith("refs/heads/") or os.path.lexists(self.common_directory / ref):
+            return False
+        listed = run_git(
+            self.git_directory, ["for-each-ref", "--format=%(refname)", ref], check=False, timeout=_ANSWER_S
+        )
+        return listed.returncode == 0 and not listed.stdout
 
 
 def create_repository(place: Path, content: Mapping[str, bytes], *, message: str) -> str:
@@ -169,33 +189,93 @@ def clone_repository(url: str, place: Path, *, depth: int) -> Path:
     return target
 
 
-def _refuse_command_config(common: Path, git_directory: Path) -> None:
-    for file in (common / "config", git_directory / "config.worktree"):
-        if not file.is_file():
-            continue
-        try:
-            parser = GitConfigParser(file, read_only=True, merge_includes=False)
-            parser.read()
-        except (OSError, ValueError, AssertionError) as error:
-            raise RepositoryError(f"{file} cannot be read as a git config") from error
-        for section in parser.sections():
-            if re.match(r"include(if)?\b", section, re.IGNORECASE):
-                raise _refusal(file, "include.path")
-            for key, value in parser.items(section):
-                dotted = _dotted(section, key)
-                harmless = isinstance(value, str) and value.strip().lower() in _HARMLESS
-                if _COMMAND_KEYS.fullmatch(dotted) and not harmless:
-                    raise _refusal(file, dotted)
+def _find(path: Path) -> tuple[Path | None, Path] | None:
+    """(worktree, git directory) of the repository around `path`: no worktree when bare, None without one."""
+    for place in (path, *path.parents):
+        link = place / ".git"
+        if link.is_dir() and os.path.lexists(link / "HEAD"):
+            return place, link.resolve()
+        if os.path.lexists(link) and not link.is_dir():
+            text = _content(link) or b""
+            target = place / os.fsdecode(text.removeprefix(b"gitdir: ").rstrip(b"\r\n"))
+            if not text.startswith(b"gitdir: ") or not target.is_dir():
+                raise RepositoryError(f"{link} names no git directory")
+            return place, target.resolve()
+        if os.path.lexists(place / "HEAD") and (place / "objects").is_dir() and (place / "refs").is_dir():
+            return (place.parent if place.name == ".git" else None), place
+    return None
+
+
+def _content(file: Path, *, limit: int | None = _LARGEST_CONFIG) -> bytes | None:
+    """What the regular file `file` holds, None where there is none; only a look where `limit` is None.
+
+    Opening never blocks and follows no symlink. Raises RepositoryError for anything but a regular file.
+    """
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:  # a symlink or a socket, not ours to read, or no path at all
+        raise RepositoryError(f"{str(file)!r} cannot be read as a regular file: {error}") from error
+    with open(descriptor, "rb") as opened:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise RepositoryError(f"{file} is not a regular file")
+        if limit is None:
+            return b""
+        content = opened.read(limit + 1)
+    if len(content) > limit:
+        raise RepositoryError(f"{file} is larger than {limit} bytes")
+    return content
+
+
+def _head_text(file: Path) -> str:
+    """What a HEAD file says; a symlink, as git once made them, as the text of the same meaning."""
+    if file.is_symlink():
+        return "ref: " + os.fsdecode(os.readlink(file))
+    return os.fsdecode(_content(file) or b"")
+
+
+def _checked_config(file: Path) -> dict[str, str]:
+    """The settings of `file`, by git's own reading of it (last value wins); none where it is missing.
+
+    Raises RefusedError for a setting that runs a command or includes a file, RepositoryError for damage.
+    """
+    settings = {}
+    for key, value in _settings(file):
+        lowered = key.lower()
+        if lowered.startswith(("include.", "includeif.")):
+            raise _refusal(file, "include.path")
+        if _COMMAND_KEYS.fullmatch(key) and value.strip().lower() not in _HARMLESS:
+            raise _refusal(file, key)
+        if _URL_KEYS.fullmatch(key) and _COMMAND_URL.search(f"{key}\n{value}"):
+            raise _refusal(file, key)
+        settings[lowered] = value
+    return settings
+
+
+def _settings(file: Path) -> Iterator[tuple[str, str]]:
+    content = _content(file)
+    if content is None:
+        return
+    # git reads the very bytes that were looked at, and no repository: a file may change, a FIFO block.
+    done = run_git(
+        Path(os.devnull),
+        ["config", "--file", "-", "--no-includes", "--list", "-z"],
+        stdin=content,
+        check=False,
+        timeout=_ANSWER_S,
+    )
+    if done.returncode != 0:
+        raise RepositoryError(f"{file} cannot be read as a git config", hint=f"see: git config --file {file} --list")
+    for row in done.stdout.split(b"\0"):
+        if row:
+            key, _, value = os.fsdecode(row).partition("\n")
+            yield key, value
 
 
 def _refusal(file: Path, key: str) -> RefusedError:
+    name = state.printable(key)
     return RefusedError(
-        f"{file}: {key} makes git run a program of the repository's choosing",
-        hint=f"git config --file {file} --unset-all {key}, or clone the repository afresh",
+        f"{file}: {name} makes git run a program of the repository's choosing",
+        hint=f"git config --file {file} --unset-all {name}, or clone the repository afresh",
     )
-
-
-def _dotted(section: str, key: str) -> str:
-    name, _, rest = section.partition(" ")
-    subsection = rest.strip().strip('"')
-    return f"{name}.{subsection}.{key}" if subsection else f"{name}.{key}"
