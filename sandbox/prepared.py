@@ -12,7 +12,8 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,8 +27,9 @@ from arsandbox.sandbox.objects import ObjectStore
 from arsandbox.sandbox.run_directory import RunDirectory
 from arsandbox.sandbox.settings import Settings
 from arsandbox.sandbox.stage import StagePlan, run_stage
+from arsandbox.sandbox.workspace.frozen import digests, require_equal
 from arsandbox.sandbox.workspace.layers import LayerStore, is_below
-from arsandbox.sandbox.workspace.upper import sha256_of
+from arsandbox.sandbox.workspace.upper import remove_tree, shown
 
 
 @dataclass(frozen=True)
@@ -42,15 +44,15 @@ class PreparedData:
 def fixed_tree(objects: ObjectStore, base: str, settings: Settings, cache: Path) -> tuple[str, tuple[str, ...]]:
     """(digest of every file of `base` that no candidate may change, the editable paths of `base`).
 
-    Cached by tree in `cache`, since listing a large tree costs more than everything else.
+    Cached by tree in `cache`, since listing a large tree costs more than everything else. Raises StateError.
     """
     tree, rules = objects.tree_of(base), settings.rules
     name = hashlib.sha256(repr((tree, rules.editable, rules.protected)).encode()).hexdigest()[:40]
     file = state.make_private(cache) / f"{name}.json"
     try:
         known, editable = json.loads(file.read_text())
-        return str(known), tuple(editable)
-    except (FileNotFoundError, ValueError):
+        return str(known), tuple(map(str, editable))
+    except (OSError, ValueError, TypeError):
         pass  # not known yet
     rows, paths = hashlib.sha256(), []
     for entry in objects.entries(tree):
@@ -59,8 +61,9 @@ def fixed_tree(objects: ObjectStore, base: str, settings: Settings, cache: Path)
         else:
             rows.update(f"{entry.mode} {entry.blob} {entry.path}\0".encode("utf-8", "surrogateescape"))
     fresh = file.with_suffix(f".{os.getpid()}")
-    fresh.write_text(json.dumps([rows.hexdigest(), paths]))
-    fresh.rename(file)
+    with _writing(cache):
+        fresh.write_text(json.dumps([rows.hexdigest(), paths]))
+        fresh.rename(file)
     return rows.hexdigest(), tuple(paths)
 
 
@@ -78,7 +81,7 @@ def ensure(
 ) -> PreparedData | None:
     """The prepared data for `base`, from the cache or by running the prepare stage; None without one.
 
-    Raises RefusedError when the prepare stage fails or leaves an output out.
+    Raises RefusedError when the prepare stage fails or leaves an output out, StateError where it cannot be kept.
     """
     plan = settings.project.prepare
     if plan is None:
@@ -91,7 +94,10 @@ def ensure(
     with state.exclusive(home / "lock", seconds=plan.timeout + 60):
         target = home / key[:40]
         if not target.is_dir():
-            fresh = Path(tempfile.mkdtemp(prefix="preparing-", dir=home))
+            with _writing(home):
+                for left in home.glob("preparing-*"):  # we hold the lock: whoever made it is dead
+                    remove_tree(str(left))
+                fresh = Path(tempfile.mkdtemp(prefix="preparing-", dir=home))
             try:
                 _run(
                     engine,
@@ -104,8 +110,9 @@ def ensure(
                     run,
                     listener,
                 )
-                (fresh / "key").write_text(key)
-                fresh.rename(target)
+                with _writing(home):
+                    (fresh / "key").write_text(key)
+                    fresh.rename(target)
             finally:
                 shutil.rmtree(fresh, ignore_errors=True)
     return _opened(target)[0]
@@ -116,14 +123,17 @@ def find(directory: Path, sha256: str) -> PreparedData:
 
     Raises MachineError when it is gone, RefusedError when a file has changed.
     """
-    for manifest in directory.glob("*/manifest.json"):
-        data, files = _opened(manifest.parent)
+    for manifest in sorted(directory.glob("*/manifest.json")):
+        if manifest.parent.name.startswith("preparing-"):
+            continue
+        try:
+            data, files = _opened(manifest.parent)
+        except StateError:  # damaged: if it is the one, it is as good as gone
+            continue
         if data.sha256 == sha256:
-            for path, expected in files.items():
-                place = next((r / path for r in (data.visible, data.heldout) if (r / path).is_file()), None)
-                if place is None or sha256_of(place) != expected:
-                    raise RefusedError(f"the prepared data {sha256[:12]} was changed: {path}")
-            if digest([list(row) for row in sorted(files.items())]) != sha256:
+            visible, heldout = digests(data.visible), digests(data.heldout)
+            require_equal({**visible, **heldout}, files, f"the prepared data {sha256[:12]}")
+            if visible.keys() & heldout.keys() or digest([list(row) for row in sorted(files.items())]) != sha256:
                 raise RefusedError(f"the prepared data {sha256[:12]} was changed: its manifest")
             return data
     raise MachineError(
@@ -131,12 +141,22 @@ def find(directory: Path, sha256: str) -> PreparedData:
     )
 
 
+@contextmanager
+def _writing(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StateError(
+            f"cannot keep data in {directory}: {error.strerror}", hint="free some space there, and see who owns it"
+        ) from error
+
+
 def _opened(target: Path) -> tuple[PreparedData, dict[str, str]]:
     try:
         manifest = json.loads((target / "manifest.json").read_text())
         files = {str(path): str(digest) for path, digest in manifest["files"].items()}
         return PreparedData(str(manifest["sha256"]), target / "visible", target / "heldout"), files
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StateError(f"the prepared data in {target} is damaged", hint=f"rm -r {target}") from error
 
 
@@ -146,6 +166,11 @@ def _run(
 ) -> None:  # fmt: skip
     plan = settings.project.prepare
     assert plan is not None  # noqa: S101 - the caller has looked
+    for output in plan.outputs:
+        if shown(os.fsencode(output)) != output:
+            raise RefusedError(
+                f"[prepare] outputs: {shown(os.fsencode(output))} is a name that cannot be shown as it is"
+            )
     heldout = settings.heldout
     seed = secrets.randbits(31)
     stack = (
@@ -168,26 +193,30 @@ def _run(
     with run_stage(engine, stage, experiment=place.id, scratch=place.scratch, labels=labels, listener=listener) as run:
         ended = run.outcome.termination
         if ended.reason is not Reason.COMPLETED:
-            tail = (fresh / "prepare.log").read_bytes()[-2000:].decode("utf-8", "replace").strip().splitlines()
+            with _writing(fresh):
+                tail = (fresh / "prepare.log").read_bytes()[-2000:].decode("utf-8", "replace").strip().splitlines()
             raise RefusedError(
                 f"the prepare stage failed ({ended.reason.value}): {ended.detail}",
                 hint=state.printable(tail[-1]) if tail else "it printed nothing",
             )
         collected_root = fresh / "collected"
-        collected_root.mkdir()
+        with _writing(fresh):
+            collected_root.mkdir()
         policy = settings.policy
-        collected = run.sandbox.collect(
-            plan.outputs, collected_root, most_bytes=policy.artifact_bytes, most_files=policy.artifact_files
-        )
+        with _writing(fresh):
+            collected = run.sandbox.collect(
+                plan.outputs, collected_root, most_bytes=policy.artifact_bytes, most_files=policy.artifact_files
+            )
     if collected.refused:
         raise RefusedError(f"the prepare stage left something that cannot be frozen: {collected.refused[0]}")
     for output in plan.outputs:
         if not any(is_below(path, [output]) for path in collected.files):
             raise RefusedError(f"the prepare stage left nothing at {output}", hint="see [prepare] outputs")
-    _split(collected_root, fresh, collected.files, heldout)
     rows = sorted(collected.files.items())
     manifest = {"sha256": digest([list(row) for row in rows]), "files": dict(rows), "seed": seed}
-    (fresh / "manifest.json").write_text(json.dumps(manifest, indent=1))
+    with _writing(fresh):
+        _split(collected_root, fresh, collected.files, heldout)
+        (fresh / "manifest.json").write_text(json.dumps(manifest, indent=1))
 
 
 def _split(source: Path, target: Path, files: Iterable[str], heldout: tuple[str, ...]) -> None:

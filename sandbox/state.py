@@ -40,9 +40,13 @@ def home() -> Path:
 
 
 def make_private(path: Path) -> Path:
-    """Create `path` and its parents as 0700 directories of ours; returns it. Raises StateError."""
+    """Create `path` and those of its parents that are missing, as 0700 directories; returns it.
+
+    Raises StateError.
+    """
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for place in (*reversed(path.parents), path):
+            place.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise StateError(
             f"cannot create {path}: {error.strerror}",

@@ -7,19 +7,24 @@ no end-of-line conversion, no attribute of the repository is applied.
 
 Files are 0666 or 0777 and directories 0777 inside a parent that only the controller may enter: the
 sandbox's user, whoever that is, sees them through the overlay alone and may replace all of them.
+
+A tree is only an object that someone wrote: layers are written through directory descriptors, which
+follow nothing, so that no tree reaches what is outside its layer.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from arsandbox.sandbox import state
 from arsandbox.sandbox.errors import RepositoryError, StateError
@@ -28,6 +33,10 @@ from arsandbox.sandbox.objects import Change, ObjectStore, TreeEntry
 FILE_MODE, EXECUTABLE_MODE, SYMLINK_MODE, SUBMODULE_MODE = "100644", "100755", "120000", "160000"
 _DELTA_MOST = 2_000
 _NEAR_MOST = 4
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+# What a tree gets that no directory can hold: a name twice or too long, a file where a directory must be.
+_NOT_A_TREE = (errno.EEXIST, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT, errno.EINVAL)
 
 
 @dataclass(frozen=True)
@@ -63,7 +72,7 @@ class LayerStore:
                         return Layers((base,))
                     delta = self._directory / _key("delta", origin, tree, tuple(without))
                     if not delta.is_dir():
-                        self._build(delta, partial(self._write_delta, changes))
+                        self._build(delta, partial(self._write_delta, changes, tree, without))
                     return Layers((delta, base))
             entries = (e for e in self._objects.entries(tree) if not is_below(e.path, without))
             self._build(full, partial(self._write_entries, entries))
@@ -77,7 +86,9 @@ class LayerStore:
 
     def hiding(self, paths: Sequence[str]) -> Layers:
         """A layer that hides `paths` of the layers below it."""
-        return self._made(_key("hiding", tuple(paths)), partial(_write_whiteouts, paths)) if paths else Layers(())
+        chosen = set(paths)
+        tops = sorted(path for path in chosen if chosen.isdisjoint(_parents(path)))
+        return self._made(_key("hiding", tuple(tops)), partial(_write_whiteouts, tops)) if tops else Layers(())
 
     def _made(self, key: str, write: Callable[[Path], None]) -> Layers:
         with state.exclusive(self._directory / "lock"):
@@ -93,9 +104,14 @@ class LayerStore:
     def _index(self) -> list[tuple[str, list[str]]]:
         try:
             rows = json.loads((self._directory / "full.json").read_text())
-        except (FileNotFoundError, ValueError):
-            return []  # a lost index costs a rebuild, nothing else
-        return [(str(tree), list(hidden)) for tree, hidden in rows]
+        except (OSError, ValueError, RecursionError):
+            rows = None
+        found: list[tuple[str, list[str]]] = []  # a lost index costs a rebuild, nothing else
+        for row in rows if isinstance(rows, list) else ():
+            match row:
+                case [str(tree), list(hidden)]:
+                    found.append((tree, hidden))
+        return found
 
     def _remember(self, tree: str, without: Sequence[str]) -> None:
         rows = [
@@ -125,31 +141,30 @@ class LayerStore:
             shutil.rmtree(scratch, ignore_errors=True)
 
     def _write_entries(self, entries: Iterable[TreeEntry], root: Path) -> None:
-        made: set[PurePosixPath] = set()
-        with self._objects.blobs() as blobs:
+        with self._objects.blobs() as blobs, _writer(root) as layer:
             for entry in entries:
-                _make_parents(root, PurePosixPath(entry.path), made)
                 if entry.mode == SUBMODULE_MODE:
                     raise RepositoryError(
                         f"{entry.path} is a submodule: its content is not part of this repository's commits",
                         hint="vendor it, or run in a repository without submodules",
                     )
                 content = blobs.read(entry.blob)
-                target = root / entry.path
                 if entry.mode == SYMLINK_MODE:
-                    os.symlink(content, target)
-                    continue
-                target.write_bytes(content)
-                target.chmod(0o777 if entry.mode == EXECUTABLE_MODE else 0o666)
+                    layer.symlink(entry.path, content)
+                else:
+                    layer.file(entry.path, content, 0o777 if entry.mode == EXECUTABLE_MODE else 0o666)
 
-    def _write_delta(self, changes: Sequence[Change], root: Path) -> None:
-        self._write_entries((change.new for change in changes if change.new is not None), root)
-        made: set[PurePosixPath] = set()
-        for change in changes:
-            path, target = PurePosixPath(change.path), root / change.path
-            if change.new is None and not target.is_dir() and not _replaced(root, path):
-                _make_parents(root, path, made)
-                _whiteout(target)
+    def _write_delta(self, changes: Sequence[Change], tree: str, without: Sequence[str], root: Path) -> None:
+        written = [change.new for change in changes if change.new is not None]
+        self._write_entries(written, root)
+        gone = [change.path for change in changes if change.new is None]
+        # The directories with a file in the new tree, as far as the changes concern them.
+        alive = {parent for entry in written for parent in _parents(entry.path)}
+        for top in sorted({path.split("/", 1)[0] for path in gone if "/" in path}):
+            for path in self._objects.files_below(tree, top):
+                if not is_below(path, without):
+                    alive.update(_parents(path))
+        _write_whiteouts(_hidden(gone, {entry.path for entry in written}, alive), root)
 
 
 def is_below(path: str, roots: Iterable[str]) -> bool:
@@ -157,32 +172,101 @@ def is_below(path: str, roots: Iterable[str]) -> bool:
     return any(path == root or path.startswith(root + "/") for root in roots)
 
 
-def _replaced(root: Path, path: PurePosixPath) -> bool:
-    """Whether the delta puts a file or symlink where one of `path`'s directories was: it hides all below."""
-    return any((root / parent).is_symlink() or (root / parent).is_file() for parent in path.parents)
+def _parents(path: str) -> list[str]:
+    """The directories above `path`, topmost first."""
+    parts = path.split("/")
+    return ["/".join(parts[:count]) for count in range(1, len(parts))]
 
 
-def _write_whiteouts(paths: Sequence[str], root: Path) -> None:
-    made: set[PurePosixPath] = set()
-    for path in paths:
-        _make_parents(root, PurePosixPath(path), made)
-        _whiteout(root / path)
+def _hidden(gone: Iterable[str], written: set[str], alive: set[str]) -> list[str]:
+    """What a delta must hide so that the files `gone` leave no empty directory.
+
+    `written` are the files of the delta, `alive` the directories that have a file in the new tree.
+    """
+    found: dict[str, None] = {}
+    for path in gone:
+        first = next((place for place in (*_parents(path), path) if place not in alive), None)
+        if first is not None and first not in written:  # a file in a directory's place hides all below it
+            found[first] = None
+    return list(found)
 
 
-def _whiteout(target: Path) -> None:
-    # Documentation/filesystems/overlayfs.rst: a whiteout is a character device with number 0/0.
-    # Anyone may make one since Linux 5.8.
-    os.mknod(target, 0o020000, os.makedev(0, 0))
+def _write_whiteouts(paths: Iterable[str], root: Path) -> None:
+    with _writer(root) as layer:
+        for path in paths:
+            layer.whiteout(path)
 
 
-def _make_parents(root: Path, path: PurePosixPath, made: set[PurePosixPath]) -> None:
-    for parent in reversed(path.parents):
-        if parent in made or parent == PurePosixPath("."):
-            continue
-        directory = root / parent
-        directory.mkdir(exist_ok=True)
-        directory.chmod(0o777)
-        made.add(parent)
+class _Writer:
+    """Writes new entries below the directory `root` (a descriptor), parents included; overwrites nothing.
+
+    Raises RepositoryError for what no work tree can hold, OSError when there is no room.
+    """
+
+    def __init__(self, root: int) -> None:
+        self._open = [("", root)]  # the directory of the latest entry, and those above it
+
+    def file(self, path: str, content: bytes, mode: int) -> None:
+        with self._place(path) as (directory, name):
+            descriptor = os.open(name, _NEW_FILE, 0o600, dir_fd=directory)
+            try:
+                Path(f"/proc/self/fd/{descriptor}").write_bytes(content)
+                os.fchmod(descriptor, mode)
+            finally:
+                os.close(descriptor)
+
+    def symlink(self, path: str, target: bytes) -> None:
+        with self._place(path) as (directory, name):
+            os.symlink(target, name, dir_fd=directory)
+
+    def whiteout(self, path: str) -> None:
+        # Documentation/filesystems/overlayfs.rst: a whiteout is a character device with number 0/0.
+        # Anyone may make one since Linux 5.8.
+        with self._place(path) as (directory, name):
+            os.mknod(name, 0o020000, os.makedev(0, 0), dir_fd=directory)
+
+    def close(self, keep: int = 0) -> None:
+        """Close all but the topmost `keep` directories."""
+        while len(self._open) > keep:
+            os.close(self._open.pop()[1])
+
+    @contextmanager
+    def _place(self, path: str) -> Iterator[tuple[int, str]]:
+        *parents, name = path.split("/")
+        try:
+            if any(part in ("", ".", "..") or part.lower() == ".git" for part in (*parents, name)):
+                raise ValueError(path)
+            same = 1
+            while same < len(self._open) and same <= len(parents) and self._open[same][0] == parents[same - 1]:
+                same += 1
+            self.close(keep=same)
+            for part in parents[same - 1 :]:
+                self._open.append((part, _made_directory(part, self._open[-1][1])))
+            yield self._open[-1][1], name
+        except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno not in _NOT_A_TREE:
+                raise
+            raise RepositoryError(f"the tree holds {path!r}, which cannot be in a directory of files") from error
+
+
+@contextmanager
+def _writer(root: Path) -> Iterator[_Writer]:
+    writer = _Writer(os.open(root, _DIRECTORY))
+    try:
+        yield writer
+    finally:
+        writer.close()
+
+
+def _made_directory(name: str, parent: int) -> int:
+    """The directory `name` of `parent`, open; made where it is not there."""
+    try:
+        os.mkdir(name, 0o700, dir_fd=parent)
+    except FileExistsError:
+        return os.open(name, _DIRECTORY, dir_fd=parent)
+    descriptor = os.open(name, _DIRECTORY, dir_fd=parent)
+    os.fchmod(descriptor, 0o777)
+    return descriptor
 
 
 def _key(*parts: object) -> str:
