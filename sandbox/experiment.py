@@ -39,7 +39,7 @@ from arsandbox.sandbox.models import (
 from arsandbox.sandbox.repository import Repository
 from arsandbox.sandbox.run_directory import RunDirectory, run_directory
 from arsandbox.sandbox.settings import Options, Settings
-from arsandbox.sandbox.workspace.layers import LayerStore
+from arsandbox.sandbox.workspace.layers import LayerStore, is_below
 
 _AUTORESEARCH_LAYOUT = ("prepare.py", "train.py", "program.md")
 
@@ -56,6 +56,14 @@ class Request:
 
 
 @dataclass(frozen=True)
+class Champion:
+    """The commit to beat, and the promotion branch's tip when that was decided (None: no such branch)."""
+
+    commit: str
+    tip: str | None
+
+
+@dataclass(frozen=True)
 class Plan:
     """A request resolved against the repository; nothing has run yet."""
 
@@ -65,10 +73,17 @@ class Plan:
     image: ImageRef
     candidate: Candidate
     branch: str
-    champion: str
+    champion: Champion
     options: Options
     fixed: tuple[str, tuple[str, ...]]
     refusals: tuple[str, ...]
+    preferred_branch: str
+
+    def champion_now(self) -> Champion:
+        """The champion as the branch stands at this moment."""
+        return champion_of(
+            self.repository, self.base, self.branch, self.settings, self.fixed[0], preferred=self.preferred_branch
+        )
 
 
 def plan(request: Request, *, find_image: Callable[[str], ImageRef]) -> Plan:
@@ -88,13 +103,14 @@ def plan(request: Request, *, find_image: Callable[[str], ImageRef]) -> Plan:
     settings = configuration.resolve(project, options)
     image = find_image(settings.project.image)
     fixed = prepared.fixed_tree(objects, base, settings, repository.state / "fixed")
+    _require_heldout(repository, base, settings)
     if request.patch is not None:
         candidate = candidates.from_patch(objects, base, request.patch)
     elif request.commit is not None:
         candidate = candidates.from_commit(objects, base, repository.resolve(request.commit))
     else:
         candidate = candidates.from_worktree(repository, base, settings.rules)
-    branch = _branch(repository, base, options.tag)
+    preferred, branch = _branches(repository, base, options.tag)
     return Plan(
         repository=repository,
         base=base,
@@ -102,9 +118,10 @@ def plan(request: Request, *, find_image: Callable[[str], ImageRef]) -> Plan:
         image=image,
         candidate=candidate,
         branch=branch,
-        champion=champion_of(repository, base, branch, settings, fixed[0]),
+        champion=champion_of(repository, base, branch, settings, fixed[0], preferred=preferred),
         options=options,
         fixed=fixed,
+        preferred_branch=preferred,
         refusals=tuple(candidates.refusals(candidate, objects, settings.rules, settings.policy)),
     )
 
@@ -119,6 +136,8 @@ def run(what: Plan, engine: Engine, listener: Listener) -> Record:
     for line in recovery.recover(what.repository.state, engine):
         listener.note(f"cleaned up after a dead controller: {line}")
     require_image(engine, what.image)
+    if what.branch != what.preferred_branch:
+        listener.note(f"{what.preferred_branch} is checked out and never moved: a winner goes to {what.branch}")
     for path in what.candidate.left_out[:5]:
         listener.note(f"not part of the candidate: {path} (untracked, not in `editable`)")
     with Ledger.open(what.repository.state) as ledger:
@@ -185,11 +204,13 @@ class _Experiment:
             self._ledger.begin(self._draft)
             return self._run()
         except KeyboardInterrupt as error:
+            if recovery.finish_promotion(self._ledger, self._place.id) is not None:
+                raise Interrupted(f"interrupted while {self._place.id} was promoted; that was completed") from error
             self._close(Verdict.INTERRUPTED, "interrupted by the user")
             raise Interrupted(f"experiment {self._place.id} was interrupted; its sandbox is gone") from error
-        except ArsandboxError as error:
+        except (ArsandboxError, OSError) as error:
             if self._ledger.intent(self._place.id) is None:
-                self._close(Verdict.INTERRUPTED, f"not finished: {error.message}")
+                self._close(Verdict.INTERRUPTED, f"not finished: {error}")
             raise
 
     def _run(self) -> Record:
@@ -200,9 +221,9 @@ class _Experiment:
         data = bench.data.sha256 if bench.data else None
         self._setup = what.settings.digest(image=what.image.digest, fixed_tree=what.fixed[0], data=data)
         self._draft = self._draft.model_copy(update={"setup_sha256": self._setup, "data_sha256": data})
-        baseline = None if self._candidate.is_base else self._baseline(what.champion)
+        baseline = None if self._candidate.is_base else self._baseline(what.champion.commit)
         measure(bench, self._candidate, seed=self._seed, run=self._place, into=self._seen)
-        return self._judge(baseline)
+        return self._judge(baseline, what.champion)
 
     def bench(self) -> Bench:
         """Where the candidate is measured; runs the prepare stage when its outputs are not there yet."""
@@ -237,7 +258,7 @@ class _Experiment:
             )
         return record
 
-    def _judge(self, baseline: Record | None) -> Record:
+    def _judge(self, baseline: Record | None, champion: Champion) -> Record:
         seen, settings = self._seen, self._plan.settings
         failure = self._failure()
         if failure is not None:
@@ -267,14 +288,12 @@ class _Experiment:
             blocked = self._not_promotable()
             if blocked:
                 return self._close(Verdict.KEEP, f"{judged.reason}; not promoted: {blocked}")
-            record = self._promote(judged.reason)
+            record = self._promote(judged.reason, champion)
             if record is not None:
                 return record
             # Another controller promoted meanwhile: decide again, against the new champion.
-            champion = champion_of(
-                self._plan.repository, self._plan.base, self._plan.branch, settings, self._plan.fixed[0]
-            )
-            baseline = self._baseline(champion)
+            champion = self._plan.champion_now()
+            baseline = self._baseline(champion.commit)
 
     def _failure(self) -> tuple[Verdict, str] | None:
         seen = self._seen
@@ -284,6 +303,8 @@ class _Experiment:
             return Verdict(ended.reason.value), f"training: {ended.detail}"
         if seen.tampered:
             return Verdict.TAMPERED, seen.tampered
+        if seen.unknowable:
+            return Verdict.QUARANTINE, seen.unknowable
         if seen.disturbed:
             return Verdict.INVALID, f"the machine was disturbed: {seen.disturbed[0]}"
         if seen.value is None:
@@ -298,7 +319,7 @@ class _Experiment:
             return "the value is self-reported (L0); --accept-self-reported promotes it"
         return None
 
-    def _promote(self, reason: str) -> Record | None:
+    def _promote(self, reason: str, champion: Champion) -> Record | None:
         """Promote and return the final record, or None when the branch has moved under us."""
         what = self._plan
         record = self._final(Verdict.KEEP, reason)
@@ -308,7 +329,8 @@ class _Experiment:
             record,
             candidate=self._candidate.commit,
             branch=what.branch,
-            base=what.base,
+            parent=champion.commit,
+            old=champion.tip,
             ledger_head=self._ledger.head(),
         )
         record = record.model_copy(update={"promotion": Promotion(commit=ready.commit, ref=ready.ref)})
@@ -398,28 +420,47 @@ class _Experiment:
             started_at=now,
             finished_at=now,
             environment=host.environment(),
-            determinism=determinism(self._seed),
+            determinism={name: project.environment.get(name, value) for name, value in determinism(self._seed).items()},
         )
 
 
-def _branch(repository: Repository, base: str, tag: str | None) -> str:
+def _require_heldout(repository: Repository, base: str, settings: Settings) -> None:
+    """Raises UsageError for held-out data that does not exist: misspelt, it would stay visible to training."""
+    outputs = settings.project.prepare.outputs if settings.project.prepare else ()
+    for path in settings.heldout:
+        if not is_below(path, outputs) and not repository.objects.files_below(base, path):
+            raise UsageError(
+                f"evaluate.data names {path!r}, which is neither in the base commit nor below [prepare] outputs",
+                hint="held-out data must be one of them, or training could see it",
+            )
+
+
+def _branches(repository: Repository, base: str, tag: str | None) -> tuple[str, str]:
+    """The promotion branch by the layout's convention, and the one to use: never one that is checked out."""
     name = tag or datetime.now().astimezone().strftime("%b%d").lower()
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,80}", name) or ".." in name or name.endswith((".lock", ".")):
         raise UsageError(f"--tag {name!r}: not usable in a branch name", hint="letters, digits, - and _")
     paths = {entry for entry in _AUTORESEARCH_LAYOUT if repository.objects.read(f"{base}:{entry}") is not None}
     layout = "autoresearch" if len(paths) == len(_AUTORESEARCH_LAYOUT) else "arsandbox"
-    return promotion.branch_name(repository, layout=layout, tag=name)
+    return f"{layout}/{name}", promotion.branch_name(repository, layout=layout, tag=name)
 
 
-def champion_of(repository: Repository, base: str, branch: str, settings: Settings, fixed_digest: str) -> str:
-    """The commit to beat: the branch's tip, or `base` when there is none or the base already holds it."""
+def champion_of(
+    repository: Repository, base: str, branch: str, settings: Settings, fixed_digest: str, *, preferred: str = ""
+) -> Champion:
+    """The branch's tip, or `base` when there is none or the base already holds it.
+
+    While promotions are diverted to `branch`, since `preferred` is checked out, the latter's tip counts too.
+    Raises UsageError when branch and base have gone different ways.
+    """
     tip = repository.branch_tip(branch)
-    if tip is None or tip == base or repository.is_ancestor(tip, base):
-        return base
-    if repository.is_ancestor(base, tip):
-        theirs, _ = prepared.fixed_tree(repository.objects, tip, settings, repository.state / "fixed")
+    best = tip or (repository.branch_tip(preferred) if preferred else None)
+    if best is None or best == base or repository.is_ancestor(best, base):
+        return Champion(base, tip)
+    if repository.is_ancestor(base, best):
+        theirs, _ = prepared.fixed_tree(repository.objects, best, settings, repository.state / "fixed")
         if theirs == fixed_digest:
-            return tip
+            return Champion(best, tip)
     raise UsageError(
         f"the promotion branch {branch} and the base {base[:12]} have gone different ways",
         hint=f"start a new branch with --tag NAME, or: git merge {branch}",

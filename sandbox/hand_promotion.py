@@ -36,10 +36,10 @@ def promote(repository: Repository, record: Record, *, accept_self_reported: boo
     fixed, _ = prepared.fixed_tree(repository.objects, record.base_commit, settings, repository.state / "fixed")
     champion = champion_of(repository, record.base_commit, record.branch, settings, fixed)
     with Ledger.open(repository.state) as ledger, run_directory(repository.state) as place:
-        measured = ledger.measured(repository.objects.tree_of(champion), record.setup_sha256)
+        measured = ledger.measured(repository.objects.tree_of(champion.commit), record.setup_sha256)
         if measured is None or measured.metric.value is None:
             raise RefusedError(
-                f"the champion {champion[:12]} was never measured under this set-up: the two cannot be compared",
+                f"the champion {champion.commit[:12]} was never measured under this set-up: the two cannot be compared",
                 hint="run the candidate anew: arsandbox run",
             )
         judged = decision.judge(
@@ -74,7 +74,8 @@ def promote(repository: Repository, record: Record, *, accept_self_reported: boo
             fresh,
             candidate=candidate.commit,
             branch=record.branch,
-            base=record.base_commit,
+            parent=champion.commit,
+            old=champion.tip,
             ledger_head=ledger.head(),
         )
         fresh = fresh.model_copy(update={"promotion": Promotion(commit=ready.commit, ref=ready.ref)})

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
+from bisect import bisect_left
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,10 +22,11 @@ from arsandbox.sandbox.run_directory import RunDirectory
 from arsandbox.sandbox.settings import Settings
 from arsandbox.sandbox.stage import StagePlan, StageRun, run_stage
 from arsandbox.sandbox.workspace.layers import LayerStore
+from arsandbox.sandbox.workspace.upper import shown
 
 # A self-reported value further than this from the trusted one (as a share of it) is a finding.
 CONFLICT_SHARE = 0.1
-_MOST_INSPECTED = 200
+_MOST_NAMED = 20
 
 
 def determinism(seed: int) -> dict[str, str]:
@@ -63,6 +66,7 @@ class Measurement:
     value: float | None = None
     trusted: bool = False
     tampered: str | None = None
+    unknowable: str | None = None
     problem: str | None = None
     train: Outcome | None = None
     metrics: dict[str, float] = field(default_factory=dict)
@@ -123,9 +127,9 @@ def _train(bench: Bench, candidate: Candidate, seed: int, run: RunDirectory, int
             image=bench.image,
             command=settings.project.command,
             environment={
+                **determinism(seed),
                 **settings.project.environment,
                 "ARSANDBOX_BUDGET_SECONDS": f"{settings.budget_s:g}",
-                **determinism(seed),
             },
             layers=stack,
             limits=settings.policy.limits,
@@ -197,7 +201,7 @@ def evaluate(bench: Bench, base: str, artifacts: Path, *, run: RunDirectory, int
         stage=Stage.EVALUATE,
         image=bench.image,
         command=plan_of.command,
-        environment={**settings.project.environment, **determinism(0)},
+        environment={**determinism(0), **settings.project.environment},
         layers=(*stack, artifacts),
         limits=settings.policy.limits,
         limit_s=plan_of.timeout,
@@ -236,20 +240,35 @@ def _tampering(bench: Bench, candidate: Candidate, into: Measurement) -> str | N
     """Why the run counts as tampered with: it changed its own source or a protected file. Else None."""
     rules, changes = bench.settings.rules, into.change_set
     if changes.truncated:
-        into.remark("change_set_truncated", "the run left more changes than are listed")
+        into.remark("change_set_truncated", "the run left more new files than are listed")
+    if changes.incomplete:
+        into.unknowable = "the run left so many entries that what it changed cannot be told"
+        into.remark("change_set_incomplete", into.unknowable)
     for refusal in changes.refused[:10]:
         into.remark("left_behind", refusal)
     tracked = [change for change in changes.paths if change.change != "added"]
-    if len(tracked) > _MOST_INSPECTED:
-        into.remark("tracked_changed", f"the run changed {len(tracked)} paths that it was given")
+    if not tracked:
+        return None
+    # Changed paths are known by the names that can be shown; so is what the run was given.
+    given = sorted((shown(os.fsencode(e.path)), e.path) for e in bench.objects.entries(candidate.tree))
+    names = [name for name, _ in given]
     found: str | None = None
-    for change in tracked[:_MOST_INSPECTED]:
-        for path in bench.objects.files_below(candidate.commit, change.path):
-            if rules.is_editable(path) or rules.is_protected(path):
-                found = found or f"the run {change.change} {path} while it was measured"
-            else:
-                into.remark("tracked_changed", f"the run {change.change} {path}")
+    others = 0
+    for change in tracked:
+        first = bisect_left(names, change.path)
+        for name, path in given[first:]:
+            if name != change.path and not name.startswith(change.path):
                 break
+            if name != change.path and not name.startswith(f"{change.path}/"):
+                continue
+            if rules.is_editable(path) or rules.is_protected(path):
+                found = found or f"the run {change.change} {name} while it was measured"
+            else:
+                others += 1
+                if others <= _MOST_NAMED:
+                    into.remark("tracked_changed", f"the run {change.change} {name}")
+    if others > _MOST_NAMED:
+        into.remark("tracked_changed", f"the run changed {others} files that it was given")
     if found:
         into.remark("source_changed", found)
     return found

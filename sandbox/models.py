@@ -116,11 +116,15 @@ class ChangedPath(Model):
 
 
 class ChangeSet(Model):
-    """What a run did to its workspace, read from the overlay's upper layer alone."""
+    """What a run did to its workspace, read from the overlay's upper layer alone.
+
+    `truncated`: not every addition is listed; `incomplete`: the scan stopped early, and changes may be missing.
+    """
 
     paths: tuple[ChangedPath, ...] = ()
     refused: tuple[str, ...] = ()
     truncated: bool = False
+    incomplete: bool = False
     bytes: int = 0
 
 
@@ -251,7 +255,8 @@ class Rerun(Model):
     """A rerun of a recorded experiment: the grades reached, what was seen, and the interval it was held against.
 
     `interval` bounds the recorded quantity (the value, or for a promotion its difference to the
-    baseline) as predicted by the fresh runs; `values` and `baseline_values` are those runs' values.
+    baseline) as predicted by the fresh runs; `values` and `baseline_values` are those runs' values,
+    `seeds` the seeds of all runs in the order in which they were made.
     """
 
     of: str
@@ -261,6 +266,7 @@ class Rerun(Model):
     quantity: Literal["value", "difference"]
     values: tuple[float, ...] = ()
     baseline_values: tuple[float, ...] = ()
+    seeds: tuple[int, ...] = ()
     interval: tuple[float, float] | None = None
     artifacts_equal: bool | None = None
     differences: tuple[Difference, ...] = ()

@@ -76,20 +76,29 @@ def collect_garbage(engine: Engine) -> list[str]:
     return done
 
 
+def finish_promotion(ledger: Ledger, experiment: str) -> str | None:
+    """Complete the promotion that was noted for `experiment`, or record the winner without it.
+
+    Returns what was done in one line, None where no promotion was noted. Idempotent.
+    """
+    intent = ledger.intent(experiment)
+    return None if intent is None else _finished(ledger, intent.record, intent.old_commit)
+
+
 def _close_record(repository_state: Path, experiment: str) -> list[str]:
     with Ledger.open(repository_state) as ledger:
-        intent = ledger.intent(experiment)
+        finished = finish_promotion(ledger, experiment)
+        if finished is not None:
+            return [finished]
         draft = next((d for d in ledger.open_experiments() if d.id == experiment), None)
-        if intent is not None:
-            return [_finish_promotion(ledger, intent.record, intent.old_commit)]
         if draft is None:
             return []
         ledger.append(draft.model_copy(update={"finished_at": utc_now()}))
         return [f"experiment {experiment}: recorded as interrupted"]
 
 
-def _finish_promotion(ledger: Ledger, record: Record, old_commit: str) -> str:
-    """Move the ref that a dead controller meant to move, or record the winner without a promotion."""
+def _finished(ledger: Ledger, record: Record, old_commit: str) -> str:
+    """Move the ref that was meant to move, or record the winner without a promotion."""
     assert record.promotion is not None  # noqa: S101 - an intent is made of a record with one
     prepared = promotion.Prepared(record.promotion.commit, record.promotion.ref, old_commit)
     try:
