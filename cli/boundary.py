@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import signal
 import sys
 from collections.abc import Callable
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
 from arsandbox.sandbox.errors import ArsandboxError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 # typer may bring a click of its own, so the base class of its complaints is found, not imported.
 _ClickException: type[typer.BadParameter] = next(
@@ -20,10 +25,23 @@ _ClickException: type[typer.BadParameter] = next(
 )
 
 
+class _ReaderGoneError(Exception):
+    """The reader of our standard output went away (`| head`); no OSError, which click and rich answer themselves."""
+
+
+class _Output(io.FileIO):
+    def write(self, data: Buffer, /) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError as error:
+            raise _ReaderGoneError from error
+
+
 def guarded(command: Callable[[], object]) -> int:
     """Run `command` and return the exit code; errors are said on standard error (and as JSON if asked)."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
+    _watch_output()
     try:
         result = command()
         sys.stdout.flush()
@@ -31,19 +49,20 @@ def guarded(command: Callable[[], object]) -> int:
     except typer.Exit as error:
         return int(error.exit_code)
     except _ClickException as error:
-        hint = _usage_hint(error)
-        return _say(error.format_message(), hint, 2)
+        return _say(error.format_message() + _refused_value(error), _usage_hint(error), 2)
     except ArsandboxError as error:
         return _say(error.message, error.hint, error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         return _say("interrupted", "", 130)
-    except BrokenPipeError:
-        # The reader of our output went away (`| head`): not an error of ours, and nothing more to say.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except _ReaderGoneError:
+        _discard_output()
+        return 0  # not an error of ours, and nothing more to say
     except OSError as error:
-        where = f" {error.filename}" if error.filename else ""
-        return _say(f"{error.strerror or error}{where}", "is the disk full, or a permission missing?", 5)
+        return _say_failure(error)
+    except SystemExit as error:  # how click and rich answer a broken pipe to whomever
+        if not isinstance(error.__context__, OSError):
+            raise
+        return _say_failure(error.__context__)
     except Exception as error:
         if os.environ.get("ARSANDBOX_DEBUG"):
             raise
@@ -55,19 +74,79 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
+def _watch_output() -> None:
+    """Make a broken pipe of our standard output tell itself apart from those of git and the engine."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started us: its number must not become another file's
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+    output = sys.stdout
+    if isinstance(output, io.TextIOWrapper) and output is sys.__stdout__:
+        output.flush()
+        sys.stdout = io.TextIOWrapper(
+            io.BufferedWriter(_Output(output.fileno(), "w", closefd=False)),
+            encoding=output.encoding,
+            errors=output.errors,
+            line_buffering=output.line_buffering,
+            write_through=output.write_through,
+        )
+
+
+def _discard_output() -> None:
+    """Let what is still buffered for standard output go nowhere, so that no later flush fails."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _refused_value(error: Exception) -> str:
+    """The value itself, which typer's complaints leave out where pydantic made them."""
+    from pydantic import ValidationError
+
+    cause = error.__cause__
+    return f", not {cause.errors()[0]['input']!r}" if isinstance(cause, ValidationError) else ""
+
+
 def _usage_hint(error: Exception) -> str:
-    context = getattr(error, "ctx", None)
-    return f"{context.command_path} --help" if context is not None else "arsandbox --help"
+    context, option = getattr(error, "ctx", None), getattr(error, "param", None)
+    path = context.command_path if context is not None else "arsandbox"
+    help_text = str(getattr(option, "help", None) or "").rstrip(".")
+    if option is None or not help_text:
+        return f"{path} --help"
+    return f"{option.opts[0]}: {help_text} ({path} --help)"
+
+
+def _say_failure(error: OSError) -> int:
+    where = f" {error.filename}" if error.filename else ""
+    hint = "is the disk full, or a permission missing?"
+    if isinstance(error, ConnectionError):
+        hint = "a program that this one talked to ended early: try again"
+    return _say(f"{error.strerror or error}{where}", hint, 5)
 
 
 def _say(message: str, hint: str, code: int) -> int:
-    line = " ".join(message.split())
-    if "--json" in sys.argv[1:]:
-        sys.stdout.write(json.dumps({"error": {"message": line, "hint": hint, "exit_code": code}}) + "\n")
-    sys.stderr.write(f"arsandbox: {line}\n")
-    if hint:
-        sys.stderr.write(f"  fix: {hint}\n")
+    line, fix = _one_line(message), _one_line(hint)
+    try:
+        if _json_is_asked():
+            sys.stdout.write(json.dumps({"error": {"message": line, "hint": fix, "exit_code": code}}) + "\n")
+        sys.stdout.flush()
+    except (OSError, _ReaderGoneError):
+        _discard_output()
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"arsandbox: {line}\n")
+        if fix:
+            sys.stderr.write(f"  fix: {fix}\n")
     return code
+
+
+def _one_line(text: str) -> str:
+    from arsandbox.sandbox.state import printable
+
+    return printable(" ".join(text.split()))
+
+
+def _json_is_asked() -> bool:
+    """Whether `--json` is among our arguments; what follows `--` is the training command's."""
+    arguments = sys.argv[1:]
+    return "--json" in (arguments[: arguments.index("--")] if "--" in arguments else arguments)
 
 
 def application(**options: object) -> typer.Typer:
@@ -75,6 +154,7 @@ def application(**options: object) -> typer.Typer:
     return typer.Typer(
         add_completion=False,
         no_args_is_help=True,
+        rich_markup_mode=None,  # its help pages cost as much time as all the rest of `--help`
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
         **options,  # type: ignore[arg-type]

@@ -106,13 +106,15 @@ def _print_file(path: Path, *, raw: bool) -> None:
 
 def _results_tsv(records: list[Record]) -> str:
     """autoresearch's results.tsv, oldest first; a row without a value reads 0.000000 and `crash`."""
+    from arsandbox.sandbox.state import printable
+
     lines = ["commit\tval_bpb\tmemory_gb\tstatus\tdescription"]
-    for record in reversed(records):
+    for record in reversed([r for r in records if r.rerun is None]):
         commit = record.promotion.commit if record.promotion else record.base_commit
         value = record.metric.value
         known = record.verdict.value in ("baseline", "keep", "discard") and value is not None
         memory = record.usage.peak_memory_bytes / 1024**3 if known else 0.0
         status = {"baseline": "keep"}.get(record.verdict.value, record.verdict.value) if known else "crash"
-        what = " ".join((record.description or ", ".join(record.patch.files) or "baseline").split())
+        what = printable(" ".join((record.description or ", ".join(record.patch.files) or "baseline").split()))
         lines.append(f"{commit[:7]}\t{value if known else 0:.6f}\t{memory:.1f}\t{status}\t{what}")
     return "\n".join(lines) + "\n"

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from arsandbox.sandbox.models import Record, Stage, Verdict
 from arsandbox.sandbox.quantities import format_duration, format_size
+from arsandbox.sandbox.state import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,15 +28,20 @@ _COLOURS = {
 _QUIET_S = 10.0
 
 
+def plain(text: str) -> str:
+    """`text` as one harmless line of rich markup: records quote paths and words that a candidate chose."""
+    return escape(printable(" ".join(text.split())))
+
+
 def verdict_line(record: Record) -> str:
     """One clear line, as rich markup: verdict, reason, trust, where it was promoted, id."""
     colour = _COLOURS.get(record.verdict, "bold red")
-    parts = [f"[{colour}]{record.verdict.value}[/]", escape(record.reason)]
+    parts = [f"[{colour}]{record.verdict.value}[/]", plain(record.reason)]
     if record.metric.value is not None:
         parts.append(f"\\[{record.trust}]")
     if record.promotion is not None:
         branch = record.promotion.ref.removeprefix("refs/heads/")
-        parts.append(f"promoted to {escape(branch)} ({record.promotion.commit[:12]})")
+        parts.append(f"promoted to {plain(branch)} ({record.promotion.commit[:12]})")
     return "  ".join([*parts, f"[dim]{record.id}[/]"])
 
 
@@ -43,7 +49,7 @@ def say_record(record: Record, console: Console) -> None:
     """The verdict line and each finding below it."""
     console.print(verdict_line(record), soft_wrap=True)
     for finding in record.findings:
-        console.print(f"  finding {finding.code}: {escape(finding.detail)}", soft_wrap=True)
+        console.print(f"  finding {finding.code}: {plain(finding.detail)}", soft_wrap=True)
 
 
 def history_table(records: Iterable[Record]) -> Table:
@@ -64,7 +70,7 @@ def history_table(records: Iterable[Record]) -> Table:
             record.trust if value else "",
             format_duration(record.timing.run_s),
             format_size(record.usage.peak_memory_bytes),
-            escape(what),
+            plain(what),
         )
     return table
 
@@ -101,7 +107,7 @@ def record_table(record: Record) -> Table:
     }
     for name, value in rows.items():
         if value:
-            table.add_row(name, escape(value))
+            table.add_row(name, plain(value))
     return table
 
 
@@ -117,7 +123,7 @@ class ProgressListener:
 
     def note(self, text: str) -> None:
         """Say one line."""
-        self.console.print(escape(text), style="dim", soft_wrap=True)
+        self.console.print(plain(text), style="dim", soft_wrap=True)
 
     def stage_started(self, stage: Stage, limit_s: float) -> None:
         """Show the stage."""

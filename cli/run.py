@@ -26,13 +26,13 @@ def run(
     commit: Annotated[str | None, typer.Option(help="The candidate is this commit.")] = None,
     base: Annotated[str, typer.Option(help="The commit that the candidate is compared with.")] = "HEAD",
     editable: Annotated[list[str] | None, typer.Option(help="A path the candidate may change.")] = None,
-    cpus: Annotated[float | None, typer.Option(help="Cores.")] = None,
+    cpus: Annotated[float | None, typer.Option(help="Cores, like 0.5 or 4.")] = None,
     memory: Annotated[str | None, typer.Option(help="Memory, no swap: 512m, 16g.")] = None,
-    pids: Annotated[int | None, typer.Option(help="Processes and threads.")] = None,
+    pids: Annotated[int | None, typer.Option(help="Processes and threads, like 512.")] = None,
     disk: Annotated[str | None, typer.Option(help="What the run may write: 2g.")] = None,
     metric: Annotated[str | None, typer.Option(help="The metric's name.")] = None,
     goal: Annotated[str | None, typer.Option(help="min or max.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, max=2**32 - 1, help="Instead of a fresh one.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**32 - 1, help="Instead of a fresh one, like 42.")] = None,
     tag: Annotated[str | None, typer.Option(help="The promotion branch's tag (default: month and day).")] = None,
     description: Annotated[str, typer.Option(help="One line for the history.")] = "",
     no_promote: Annotated[bool, typer.Option("--no-promote", help="Measure and decide only.")] = False,
@@ -52,6 +52,7 @@ def run(
     from arsandbox.sandbox import experiment
     from arsandbox.sandbox.errors import RefusedError, UsageError
     from arsandbox.sandbox.settings import Options, duration_option
+    from arsandbox.sandbox.state import printable
 
     if patch is not None and commit is not None:
         raise UsageError("--patch and --commit exclude each other", hint="give one of them")
@@ -68,7 +69,7 @@ def run(
         limits=_limits(cpus, memory, pids, disk),
         seed=seed,
         tag=tag,
-        description=" ".join(description.split()),
+        description=printable(" ".join(description.split())),
         promote=not no_promote,
         accept_self_reported=accept_self_reported,
     )
@@ -78,7 +79,9 @@ def run(
     if dry_run:
         _say_plan(plan, as_json=json)
         if plan.refusals:
-            raise RefusedError(f"the patch would be refused: {plan.refusals[0]}")
+            # Not raised: with --json the plan, which holds the refusals, is the one document.
+            sys.stderr.write(f"arsandbox: the patch would be refused: {printable(plan.refusals[0])}\n")
+            return RefusedError.exit_code
         return 0
     record = experiment.run(plan, open_engine(engine), listener)
     if json:
@@ -132,7 +135,7 @@ def _say_plan(plan: Plan, *, as_json: bool) -> None:
         "files": list(plan.candidate.patch.files),
         "refusals": list(plan.refusals),
         "branch": plan.branch,
-        "champion": plan.champion,
+        "champion": plan.champion.commit,
         "image": plan.image.model_dump(),
         "command": list(settings.project.command),
         "budget_s": settings.budget_s,

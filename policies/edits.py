@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import PurePosixPath
 
 import pathspec
 
@@ -13,8 +15,12 @@ import pathspec
 _EXECUTED = re.compile(
     r"(?:^|/)(?:\.git[^/]*|\.github|\.gitlab-ci\.yml|\.circleci|\.envrc|\.vscode|\.idea|\.cursor[^/]*|\.claude|"
     r"\.aider[^/]*|\.mcp\.json|AGENTS\.md|CLAUDE\.md|conftest\.py|sitecustomize\.py|usercustomize\.py|"
-    r"[^/]*\.pth|\.pre-commit-config\.yaml|tox\.ini|setup\.cfg|pytest\.ini|arsandbox\.toml)(?:/|$)",
+    r"[^/]*\.pth|\.pre-commit-config\.yaml|tox\.ini|setup\.cfg|pytest\.ini|arsandbox\.toml|pyproject\.toml)(?:/|$)",
     re.IGNORECASE,
+)
+# Characters that show nothing though Unicode calls them letters, marks or symbols: fillers, variation selectors.
+_INVISIBLE = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0000-\U000e0fff]"
 )
 
 
@@ -48,6 +54,8 @@ class EditRules:
 
     def _refusal(self, edit: Edit) -> str | None:
         path = edit.path
+        if not _clean(path):
+            return f"{path!a}: is not a plain path below the repository's root"
         if _strange(path):
             return f"{path!a}: names with control, invisible or ambiguous characters are refused"
         if self.is_protected(path):
@@ -63,15 +71,22 @@ class EditRules:
         return None
 
 
+def _clean(path: str) -> bool:
+    pure = PurePosixPath(path)
+    return path == str(pure) and path != "." and not pure.is_absolute() and ".." not in pure.parts
+
+
 def _strange(path: str) -> bool:
     return (
         not path.isprintable()
         or unicodedata.normalize("NFC", path) != path
+        or _INVISIBLE.search(path) is not None
         or any(unicodedata.category(character) in ("Cf", "Co", "Cn", "Cs") for character in path)
     )
 
 
-def _spec(patterns: Sequence[str]) -> pathspec.GitIgnoreSpec:
+@lru_cache(maxsize=64)
+def _spec(patterns: tuple[str, ...]) -> pathspec.GitIgnoreSpec:
     # Anchored at the root: `train.py` means that one file, not any file of that name.
     anchored = [pattern if pattern.startswith("/") else f"/{pattern}" for pattern in patterns]
     return pathspec.GitIgnoreSpec.from_lines(anchored)

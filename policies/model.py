@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 MIB = 1024**2
 GIB = 1024**3
+_LARGEST = 2**53 - 1  # the largest integer that canonical JSON can hold
 
 
 class Limits(BaseModel):
@@ -18,14 +19,14 @@ class Limits(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     cpus: float = Field(default=4.0, ge=0.01, le=4096)
-    memory_bytes: int = Field(default=16 * GIB, ge=16 * MIB)
+    memory_bytes: int = Field(default=16 * GIB, ge=16 * MIB, le=_LARGEST)
     pids: int = Field(default=2048, ge=2, le=4_194_304)
-    disk_bytes: int = Field(default=2 * GIB, ge=MIB)
-    disk_inodes: int = Field(default=200_000, ge=16)
-    tmp_bytes: int = Field(default=256 * MIB, ge=MIB)
-    shm_bytes: int = Field(default=256 * MIB, ge=64 * 1024)
-    output_bytes: int = Field(default=16 * MIB, ge=1024)
-    open_files: int = Field(default=4096, ge=16)
+    disk_bytes: int = Field(default=2 * GIB, ge=MIB, le=_LARGEST)
+    disk_inodes: int = Field(default=200_000, ge=16, le=_LARGEST)
+    tmp_bytes: int = Field(default=256 * MIB, ge=MIB, le=_LARGEST)
+    shm_bytes: int = Field(default=256 * MIB, ge=64 * 1024, le=_LARGEST)
+    output_bytes: int = Field(default=16 * MIB, ge=1024, le=_LARGEST)
+    open_files: int = Field(default=4096, ge=16, le=_LARGEST)
 
 
 class Policy(BaseModel):

@@ -10,23 +10,36 @@ import math
 import re
 import tomllib
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, ValidationError
 
+from arsandbox.policies.edits import EditRules
 from arsandbox.sandbox.errors import UsageError
 from arsandbox.sandbox.models import Goal
-from arsandbox.sandbox.quantities import parse_duration, parse_size
+from arsandbox.sandbox.quantities import LONGEST_SECONDS, parse_duration, parse_size
+from arsandbox.sandbox.state import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 FILE_NAME = "arsandbox.toml"
 
 
 def _seconds(value: object) -> object:
-    return parse_duration(value) if isinstance(value, str) else value
+    return _parsed(parse_duration, value) if isinstance(value, str) else value
 
 
 def _bytes(value: object) -> object:
-    return parse_size(value) if isinstance(value, str) else value
+    return _parsed(parse_size, value) if isinstance(value, str) else value
+
+
+def _parsed(parse: Callable[[str], float], text: str) -> float:
+    try:
+        return parse(text)
+    except UsageError as error:  # the key and the value are named by whoever reads the ValueError
+        reason = error.message.partition(f"{text!r} ")[2]
+        raise ValueError(f"{reason}; {error.hint}") from error
 
 
 def repository_path(value: str) -> str:
@@ -35,6 +48,20 @@ def repository_path(value: str) -> str:
     if not value or path.is_absolute() or ".." in path.parts or "\0" in value or value.strip("/") in ("", "."):
         raise ValueError(f"{value!r} is not a path below the repository's root")
     return str(path)
+
+
+def _pattern(value: str) -> str:
+    try:
+        EditRules(editable=(value,), protected=()).is_editable("x")
+    except (ValueError, re.error) as error:
+        raise ValueError("is not a pattern that paths can be matched with") from error
+    return value
+
+
+def _without_nul(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("must not hold a NUL character")
+    return value
 
 
 def _environment_name(value: str) -> str:
@@ -51,12 +78,15 @@ def _finite(value: float) -> float:
     return value
 
 
-Seconds = Annotated[float, BeforeValidator(_seconds), Field(ge=0)]
-Bytes = Annotated[int, BeforeValidator(_bytes)]
+# Numbers are strict: `true` is no number, and text is one only where a duration or a size is meant.
+Seconds = Annotated[float, BeforeValidator(_seconds), Field(strict=True, ge=0, le=LONGEST_SECONDS)]
+Bytes = Annotated[int, BeforeValidator(_bytes), Field(strict=True)]
 RepositoryPath = Annotated[str, AfterValidator(repository_path)]
-Command = Annotated[tuple[str, ...], Field(min_length=1)]
+Pattern = Annotated[RepositoryPath, AfterValidator(_pattern)]
+Text = Annotated[str, AfterValidator(_without_nul)]
+Command = Annotated[tuple[Text, ...], Field(min_length=1)]
 EnvironmentName = Annotated[str, AfterValidator(_environment_name)]
-Finite = Annotated[float, AfterValidator(_finite)]
+Finite = Annotated[float, Field(strict=True), AfterValidator(_finite)]
 
 
 class Section(BaseModel):
@@ -94,11 +124,11 @@ class EvaluateConfig(Section):
 class LimitsConfig(Section):
     """Limits that the project asks for; absent ones come from the policy."""
 
-    cpus: Annotated[float, Field(gt=0)] | None = None
+    cpus: Annotated[Finite, Field(gt=0)] | None = None
     memory: Bytes | None = None
-    pids: int | None = None
+    pids: StrictInt | None = None
     disk: Bytes | None = None
-    inodes: int | None = None
+    inodes: StrictInt | None = None
     tmp: Bytes | None = None
     shm: Bytes | None = None
     output: Bytes | None = None
@@ -120,10 +150,10 @@ class MeasurementConfig(Section):
     """
 
     pin: bool = True
-    repeat: Annotated[int, Field(ge=0, le=10)] = 2
+    repeat: Annotated[StrictInt, Field(ge=0, le=10)] = 2
     foreign_cpu: Annotated[Finite, Field(ge=0)] | None = None
-    swapped_pages: Annotated[int, Field(ge=0)] | None = None
-    throttle_events: Annotated[int, Field(ge=0)] | None = None
+    swapped_pages: Annotated[StrictInt, Field(ge=0)] | None = None
+    throttle_events: Annotated[StrictInt, Field(ge=0)] | None = None
     cpu_pressure: Annotated[Finite, Field(ge=0, le=1)] | None = None
     memory_pressure: Annotated[Finite, Field(ge=0, le=1)] | None = None
 
@@ -135,12 +165,12 @@ class ProjectConfig(Section):
     budget: Seconds = 300.0
     grace: Seconds | None = None
     command: Command = ("python", "train.py")
-    editable: Annotated[tuple[RepositoryPath, ...], Field(min_length=1)] = ("train.py",)
-    protected: tuple[RepositoryPath, ...] = ()
+    editable: Annotated[tuple[Pattern, ...], Field(min_length=1)] = ("train.py",)
+    protected: tuple[Pattern, ...] = ()
     metric: MetricConfig = MetricConfig()
     prepare: PrepareConfig | None = None
     evaluate: EvaluateConfig | None = None
-    environment: dict[EnvironmentName, str] = Field(default_factory=dict)
+    environment: dict[EnvironmentName, Text] = Field(default_factory=dict)
     limits: LimitsConfig = LimitsConfig()
     decision: DecisionConfig = DecisionConfig()
     measurement: MeasurementConfig = MeasurementConfig()
@@ -179,10 +209,6 @@ def from_table(table: Any, where: str) -> ProjectConfig:
     """Validate a parsed table. Raises UsageError."""
     try:
         return ProjectConfig.model_validate(table).check(where)
-    except UsageError as error:
-        raise UsageError(
-            f"{where}: {error.message}" if where not in error.message else error.message, hint=error.hint
-        ) from error
     except ValidationError as error:
         raise _explain(error, where) from error
 
@@ -192,11 +218,14 @@ def _toml(text: str, where: str) -> dict[str, Any]:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{where}: not valid TOML: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{where}: holds a number that is too long, or values nested too deeply") from error
 
 
 def _explain(error: ValidationError, where: str) -> UsageError:
-    first = error.errors(include_url=False)[0]
-    location = ".".join(str(part) for part in first["loc"])
+    # A misspelt key often leaves the right one missing: the misspelling is what to say.
+    first = min(error.errors(include_url=False), key=lambda one: one["type"] != "extra_forbidden")
+    location = printable(".".join(str(part) for part in first["loc"]))
     if first["type"] == "extra_forbidden":
         known = _keys_at(first["loc"][:-1])
         near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.5)
@@ -205,7 +234,16 @@ def _explain(error: ValidationError, where: str) -> UsageError:
     if first["type"] == "missing":
         return UsageError(f"{where}: {location!r} is missing")
     message = first["msg"].removeprefix("Value error, ")
-    return UsageError(f"{where}: {location} = {first['input']!r}: {message}")
+    return UsageError(f"{where}: {location} = {shown(first['input'])}: {message}")
+
+
+def shown(value: object) -> str:
+    """`value` in a message: its repr, shortened; some numbers are too long and some values too deep for one."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        return "(too long to show)"
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _keys_at(location: tuple[int | str, ...]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from arsandbox.sandbox.models import Decision, Goal, Verdict
@@ -19,11 +20,13 @@ class Judgement:
 def judge(value: float, baseline: float, *, name: str, goal: Goal, rule: str, min_delta: float) -> Judgement:
     """Compare one measurement with the baseline under `greedy` or `min-delta`.
 
-    `greedy` keeps any strict improvement, `min-delta` one of at least `min_delta` (the metric's unit).
+    `greedy` keeps any strict improvement, `min-delta` one of at least `min_delta` (the metric's unit);
+    "at least" to within the rounding of the subtraction, so that 1.0 to 0.9 is an improvement of 0.1.
     """
     gain = (baseline - value) if goal == "min" else (value - baseline)
     needed = min_delta if rule == "min-delta" else 0.0
-    better = gain > 0 and gain >= needed
+    rounding = 4 * max(math.ulp(value), math.ulp(baseline))
+    better = gain > 0 and gain >= needed - rounding
     decision = Decision(rule=rule, runs=(value,), bound=needed)
     words = f"{name} {value:.6g} against {baseline:.6g}"
     if better:

@@ -2,7 +2,8 @@
 
 Read are, in this order on each line: `METRIC name=value`; one JSON object of numbers; and the lines
 `name: value` after the last `---` (karpathy/autoresearch's summary block). The last value of a name
-counts. What is read here is the candidate's word, unless the output is a trusted evaluator's.
+counts, in whichever dialect it was said. What is read here is the candidate's word, unless the output
+is a trusted evaluator's.
 """
 
 from __future__ import annotations
@@ -29,14 +30,26 @@ class Metrics:
     conflicting: set[str] = field(default_factory=set)
 
 
+@dataclass(slots=True)
+class _Said:
+    """What one dialect said of one name: the last value with its place in the stream, and whether any differed."""
+
+    first: float
+    last: float
+    place: int
+    finite: float | None
+    differs: bool = False
+
+
 class MetricReader:
     """Reads a stream of output incrementally; bounded in memory whatever the stream holds."""
 
     def __init__(self) -> None:
         self._rest = b""
         self._skipping = False
-        self._explicit: dict[str, list[float]] = {}
-        self._summary: dict[str, list[float]] = {}
+        self._explicit: dict[str, _Said] = {}
+        self._summary: dict[str, _Said] = {}
+        self._place = 0
         self._in_summary = False
 
     def feed(self, chunk: bytes) -> None:
@@ -53,11 +66,8 @@ class MetricReader:
 
     def latest(self, name: str) -> float | None:
         """The last finite value of `name` so far, for display."""
-        for source in (self._summary, self._explicit):
-            for value in reversed(source.get(name, [])):
-                if math.isfinite(value):
-                    return value
-        return None
+        found = [said for said in self._of(name) if said.finite is not None]
+        return max(found, key=lambda said: said.place).finite if found else None
 
     def close(self) -> Metrics:
         """Everything that was read, with the last line even when it has no newline."""
@@ -66,47 +76,55 @@ class MetricReader:
         self._rest = b""
         found = Metrics()
         for name in {**self._explicit, **self._summary}:
-            values = [*self._explicit.get(name, []), *self._summary.get(name, [])]
-            if len({repr(value) for value in values}) > 1:
+            said = self._of(name)
+            if any(one.differs or not _same(one.first, said[0].first) for one in said):
                 found.conflicting.add(name)
-            if math.isfinite(values[-1]):
-                found.values[name] = values[-1]
+            last = max(said, key=lambda one: one.place).last
+            if math.isfinite(last):
+                found.values[name] = last
             else:
                 found.not_finite.add(name)
         return found
+
+    def _of(self, name: str) -> list[_Said]:
+        return [source[name] for source in (self._explicit, self._summary) if name in source]
 
     def _line(self, raw: bytes) -> None:
         text = _ESCAPES.sub(b"", raw).decode("utf-8", "replace").strip()
         if text == "---":
             self._in_summary, self._summary = True, {}
         elif match := _METRIC.fullmatch(text):
-            _add(self._explicit, match[1], match[2])
+            self._add(self._explicit, match[1], match[2])
         elif text.startswith("{") and text.endswith("}"):
             self._json(text)
         elif self._in_summary and (match := _SUMMARY.fullmatch(text)):
-            _add(self._summary, match[1], match[2])
+            self._add(self._summary, match[1], match[2])
 
     def _json(self, text: str) -> None:
         try:
-            document = json.loads(text)
+            pairs = json.loads(text, object_pairs_hook=list)  # a name may be there twice
         except (ValueError, RecursionError):
             return
-        for name, value in document.items() if isinstance(document, dict) else ():
+        for name, value in pairs:
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             if is_number and re.fullmatch(_NAME, name):
-                _add(self._explicit, name, str(value))
+                self._add(self._explicit, name, str(value))
+
+    def _add(self, source: dict[str, _Said], name: str, text: str) -> None:
+        value = float(text)
+        finite = value if math.isfinite(value) else None
+        self._place += 1
+        said = source.get(name)
+        if said is not None:
+            said.differs = said.differs or not _same(said.first, value)
+            said.last, said.place = value, self._place
+            said.finite = said.finite if finite is None else finite
+        elif len(source) < 1000:
+            source[name] = _Said(value, value, self._place, finite)
 
 
-def _add(values: dict[str, list[float]], name: str, text: str) -> None:
-    if name not in values and len(values) >= 1000:
-        return
-    rows = values.setdefault(name, [])
-    try:
-        rows.append(float(text))
-    except (ValueError, OverflowError):
-        rows.append(math.nan)
-    # The first and the last few are enough to see a conflict and to know the last word.
-    del rows[1:-4]
+def _same(one: float, other: float) -> bool:
+    return one == other or (math.isnan(one) and math.isnan(other))
 
 
 def read_metrics(output: bytes) -> Metrics:

@@ -27,12 +27,12 @@ def parse_duration(text: str, *, what: str = "duration") -> float:
 def parse_size(text: str, *, what: str = "size") -> int:
     """Bytes in `text` (`512m`, `16g`, binary units). Raises UsageError naming `what` and an example."""
     match = _SIZE.fullmatch(text.strip())
-    if match is None:
+    if match is None or ("." in match[1] and not match[2]):  # there is no fraction of a byte
         raise UsageError(f"{what}: {text!r} is not a size", hint="write it like 512m or 16g")
-    size = int(float(match[1]) * 1024 ** _POWERS[match[2].lower()])
-    if not 0 < size < 2**53:
+    size = float(match[1]) * 1024 ** _POWERS[match[2].lower()]
+    if not 1 <= size < 2**53:
         raise UsageError(f"{what}: {text!r} is out of range", hint="write it like 512m or 16g")
-    return size
+    return int(size)
 
 
 def format_duration(seconds: float) -> str:

@@ -148,15 +148,17 @@ def _policy(project: ProjectConfig, options: Options) -> Policy:
         if value is not None  # nothing was said: what the project said stays
     }
     values.setdefault("cpus", min(Limits().cpus, cores))
-    if values["cpus"] > cores:
-        raise MachineError(
-            f"{values['cpus']:g} cpus are asked for but this machine has {cores:g}", hint=f"--cpus {cores:g}"
-        )
     try:
+        if values["cpus"] > cores:
+            raise MachineError(
+                f"{values['cpus']:g} cpus are asked for but this machine has {cores:g}", hint=f"--cpus {cores:g}"
+            )
         return Policy(limits=Limits(**values))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise UsageError(f"limit {first['loc'][0]} = {first['input']!r}: {first['msg']}") from error
+        raise UsageError(f"limit {first['loc'][0]} = {config.shown(first['input'])}: {first['msg']}") from error
+    except (ValueError, OverflowError) as error:
+        raise UsageError("a limit is too large a number") from error
 
 
 def _decoded(text: bytes, name: str) -> str:
