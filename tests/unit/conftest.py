@@ -1,0 +1,157 @@
+"""Fixtures that unit tests share: a state directory of their own, throw-away repositories, records."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import settings
+
+from arsandbox.sandbox.models import EngineInfo, ImageRef, MetricInfo, Patch, PolicyInfo, Record, Verdict
+
+settings.register_profile("unit", deadline=None, derandomize=True, database=None)
+settings.load_profile("unit")
+
+GIT_ENVIRONMENT = {
+    "PATH": os.environ.get("PATH", os.defpath),
+    "HOME": "/nonexistent",
+    "LC_ALL": "C",
+    "GIT_CONFIG_NOSYSTEM": "1",
+    "GIT_CONFIG_GLOBAL": "/dev/null",
+    "GIT_AUTHOR_DATE": "2024-01-02T03:04:05Z",
+    "GIT_COMMITTER_DATE": "2024-01-02T03:04:05Z",
+}
+
+
+class TestRepository:
+    """A git repository made with the git program alone, independent of the code under test."""
+
+    __test__ = False
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def git(self, *arguments: str, stdin: bytes = b"", check: bool = True) -> str:
+        done = subprocess.run(
+            ["git", "-c", "user.name=tester", "-c", "user.email=tester@localhost", *arguments],
+            cwd=self.path,
+            env=GIT_ENVIRONMENT,
+            input=stdin,
+            capture_output=True,
+            check=False,
+        )
+        if check and done.returncode != 0:
+            raise AssertionError(f"git {arguments}: {done.stderr.decode(errors='replace')}")
+        return os.fsdecode(done.stdout).strip("\n")
+
+    def write(self, files: Mapping[str, bytes | str]) -> None:
+        for name, content in files.items():
+            target = self.path / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(content.encode() if isinstance(content, str) else content)
+
+    def commit(self, message: str = "change") -> str:
+        self.git("add", "-A", "--force")
+        self.git("commit", "-q", "--allow-empty", "--no-verify", "-m", message)
+        return self.git("rev-parse", "HEAD")
+
+
+@pytest.fixture(autouse=True)
+def arsandbox_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A state directory of this test alone, and no inherited git settings."""
+    place = tmp_path / "state-home"
+    monkeypatch.setenv("ARSANDBOX_HOME", str(place))
+    monkeypatch.delenv("ARSANDBOX_DEBUG", raising=False)
+    for name in list(os.environ):
+        if name.startswith("GIT_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+    return place
+
+
+MakeRepository = Callable[..., TestRepository]
+
+
+@pytest.fixture
+def make_repo(tmp_path: Path) -> MakeRepository:
+    """`make_repo(files, name="repo", ...)`: a repository whose one commit holds `files` (none: unborn)."""
+
+    def make(
+        files: Mapping[str, bytes | str] | None = None, *, name: str = "repo", object_format: str = "sha1"
+    ) -> TestRepository:
+        place = tmp_path / name
+        place.mkdir(parents=True)
+        repo = TestRepository(place)
+        repo.git("init", "-q", "-b", "main", "--template=", f"--object-format={object_format}")
+        if files:
+            repo.write(files)
+            repo.commit("base")
+        return repo
+
+    return make
+
+
+@pytest.fixture
+def make_record() -> Callable[..., Record]:
+    """`make_record(id, **changes)`: a complete record with plausible values."""
+
+    def make(identity: str = "20240102-030405-678-abcdef", **changes: Any) -> Record:
+        values: dict[str, Any] = {
+            "id": identity,
+            "repo": "repo",
+            "branch": "arsandbox/nov22",
+            "base_commit": "a" * 40,
+            "candidate_tree": "b" * 40,
+            "patch": Patch(sha256="c" * 64, files=("train.py",), insertions=1, deletions=1),
+            "image": ImageRef(name="cpu", digest="sha256:" + "d" * 64),
+            "command": ("python", "train.py"),
+            "seed": 7,
+            "budget_s": 300.0,
+            "grace_s": 30.0,
+            "engine": EngineInfo(name="docker", version="1", runtime="runc", isolation="container", privilege="root"),
+            "policy": PolicyInfo(sha256="e" * 64, effective={"network": "none"}),
+            "metric": MetricInfo(name="val_bpb", goal="min", value=0.9971, source="evaluate"),
+            "metrics": {"val_bpb": 0.9971},
+            "trust": "L2",
+            "setup_sha256": "f" * 64,
+            "verdict": Verdict.KEEP,
+            "reason": "val_bpb 0.9971 against 1.01: better by 0.0129",
+            "started_at": "2024-01-02T03:04:05.678Z",
+            "finished_at": "2024-01-02T03:09:05.678Z",
+        }
+        return Record(**{**values, **changes})
+
+    return make
+
+
+class Late(BaseException):
+    """Raised again and again by the alarm, and no Exception, so that no handler on the way swallows it."""
+
+
+@pytest.fixture
+def within() -> Callable[[float], AbstractContextManager[None]]:
+    """`with within(2):` fails the test when the block takes longer, even when it blocks for ever."""
+
+    @contextmanager
+    def limit(seconds: float) -> Iterator[None]:
+        def late(number: int, frame: object) -> None:
+            raise Late
+
+        before = signal.signal(signal.SIGALRM, late)
+        remaining = signal.setitimer(signal.ITIMER_REAL, seconds, 0.5)
+        try:
+            yield
+        except Late:
+            raise AssertionError(f"still busy after {seconds} s") from None
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, *remaining)
+            signal.signal(signal.SIGALRM, before)
+
+    return limit
