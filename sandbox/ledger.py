@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import rfc8785
 from pydantic import ValidationError
 
 from arsandbox.sandbox.canonical import digest
@@ -66,7 +66,12 @@ def record_hash(record: Record) -> str:
     return digest(record.model_dump(mode="json", exclude={"ledger_hash"}))
 
 
-def chain_problems(documents: Iterable[tuple[int, str]], *, contiguous: bool) -> Iterator[str]:
+def shown(text: object) -> str:
+    """`text` for one line of output: as it is, or escaped where it is no printable text."""
+    return text if isinstance(text, str) and text.isprintable() else ascii(text)
+
+
+def chain_problems(documents: Iterable[tuple[int, str | bytes]], *, contiguous: bool) -> Iterator[str]:
     """Every break in a sequence of (number, stored record): what was changed, removed or reordered.
 
     `contiguous` says that the sequence begins at the first record of a ledger and leaves none out.
@@ -74,11 +79,11 @@ def chain_problems(documents: Iterable[tuple[int, str]], *, contiguous: bool) ->
     previous = GENESIS
     for number, text in documents:
         try:
-            document = json.loads(text)
-            identity = document["id"]
+            document = json.loads(text if isinstance(text, str) else text.decode())
+            identity = shown(document["id"])
             claimed, before = document.pop("ledger_hash"), document["previous_hash"]
             actual = digest(document)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, rfc8785.CanonicalizationError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError):
             yield f"record {number} cannot be read"
             return
         if actual != claimed:
@@ -112,6 +117,8 @@ class Ledger:
                 if found > _SCHEMA:
                     raise StateError(f"{path} was written by a newer arsandbox", hint="pip install -U arsandbox")
                 for version in range(found, _SCHEMA):
+                    if version == 1 and ledger._holds_damage():
+                        break  # its indexes cannot be made over such a record; all else works without them
                     script = f"BEGIN IMMEDIATE;{_MIGRATIONS[version]}PRAGMA user_version={version + 1};COMMIT;"
                     connection.executescript(script)
             yield ledger
@@ -119,17 +126,16 @@ class Ledger:
             connection.close()
 
     def begin(self, draft: Record) -> None:
-        """Announce an experiment before anything of it exists."""
+        """Announce an experiment before anything of it exists. Raises StateError, as all that writes here."""
+        text = _text(draft)
         with self._transaction():
-            self._connection.execute("INSERT INTO open_experiments VALUES (?, ?)", (draft.id, draft.model_dump_json()))
+            self._connection.execute("INSERT INTO open_experiments VALUES (?, ?)", (draft.id, text))
 
     def intend(self, record: Record, old_commit: str) -> None:
         """Note the promotion that `record` carries before the ref is moved."""
+        text = _text(record)
         with self._transaction():
-            self._connection.execute(
-                "INSERT OR REPLACE INTO intents VALUES (?, ?, ?)",
-                (record.id, record.model_dump_json(), old_commit),
-            )
+            self._connection.execute("INSERT OR REPLACE INTO intents VALUES (?, ?, ?)", (record.id, text, old_commit))
 
     def forget_intent(self, experiment: str) -> None:
         """The noted promotion did not happen and will be decided again."""
@@ -141,15 +147,16 @@ class Ledger:
         with self._transaction():
             row = self._connection.execute("SELECT document FROM records WHERE id = ?", (record.id,)).fetchone()
             if row is not None:
-                stored = Record.model_validate_json(row[0])
+                stored = self._record(row[0])
             else:
+                _text(record)  # fails here where a value has no hash
                 last = self._connection.execute("SELECT hash FROM records ORDER BY sequence DESC LIMIT 1").fetchone()
                 chained = record.model_copy(update={"previous_hash": last[0] if last else GENESIS})
                 stored = chained.model_copy(update={"ledger_hash": record_hash(chained)})
                 self._connection.execute(
                     "INSERT INTO records (id, branch, setup, verdict, tree, document, hash) VALUES (?,?,?,?,?,?,?)",
                     (stored.id, stored.branch, stored.setup_sha256, stored.verdict.value, stored.candidate_tree,
-                     stored.model_dump_json(), stored.ledger_hash),
+                     _text(stored), stored.ledger_hash),
                 )  # fmt: skip
             self._connection.execute("DELETE FROM open_experiments WHERE id = ?", (record.id,))
             self._connection.execute("DELETE FROM intents WHERE id = ?", (record.id,))
@@ -157,28 +164,28 @@ class Ledger:
 
     def open_experiments(self) -> list[Record]:
         """Drafts of the experiments that were announced and have no record yet."""
-        rows = self._connection.execute("SELECT draft FROM open_experiments ORDER BY id").fetchall()
-        return [Record.model_validate_json(row[0]) for row in rows]
+        return [self._record(row[0]) for row in self._rows("SELECT draft FROM open_experiments ORDER BY id")]
 
     def intent(self, experiment: str) -> Intent | None:
         """The promotion that was noted for `experiment`, or None."""
-        row = self._connection.execute("SELECT record, old_commit FROM intents WHERE id = ?", (experiment,)).fetchone()
-        return Intent(Record.model_validate_json(row[0]), row[1]) if row else None
+        row = next(self._rows("SELECT record, old_commit FROM intents WHERE id = ?", experiment), None)
+        return Intent(self._record(row[0]), row[1]) if row else None
+
+    def knows(self, experiment: str) -> bool:
+        """Whether `experiment` is recorded or announced."""
+        query = "SELECT 1 FROM records WHERE id = ? UNION ALL SELECT 1 FROM open_experiments WHERE id = ?"
+        return any(self._rows(query, experiment, experiment))
 
     def latest(self, count: int | None = None) -> list[Record]:
         """The last `count` records (all for None), most recent first."""
-        rows = self._connection.execute(
-            "SELECT document FROM records ORDER BY sequence DESC LIMIT ?", (-1 if count is None else count,)
-        )
-        return [self._record(row[0]) for row in rows]
+        query = "SELECT document FROM records ORDER BY sequence DESC LIMIT ?"
+        return [self._record(row[0]) for row in self._rows(query, -1 if count is None else count)]
 
     def get(self, prefix: str) -> Record:
         """The record whose id starts with, or ends with, `prefix`. Raises UsageError (none, several)."""
         escaped = prefix.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-        rows = self._connection.execute(
-            "SELECT document FROM records WHERE id LIKE ? ESCAPE '\\' OR id LIKE ? ESCAPE '\\' LIMIT 2",
-            (f"{escaped}%", f"%{escaped}"),
-        ).fetchall()
+        query = "SELECT document FROM records WHERE id LIKE ? ESCAPE '\\' OR id LIKE ? ESCAPE '\\' LIMIT 2"
+        rows = list(self._rows(query, f"{escaped}%", f"%{escaped}")) if prefix.isascii() else []
         if not prefix or not rows:
             raise UsageError(f"experiment {prefix!r}: not in the ledger", hint="arsandbox history")
         if len(rows) > 1:
@@ -187,46 +194,66 @@ class Ledger:
 
     def head(self) -> str:
         """The hash of the last record; the genesis hash for an empty ledger."""
-        row = self._connection.execute("SELECT hash FROM records ORDER BY sequence DESC LIMIT 1").fetchone()
+        row = next(self._rows("SELECT hash FROM records ORDER BY sequence DESC LIMIT 1"), None)
         return str(row[0]) if row else GENESIS
 
     def promoted(self, branch: str) -> list[Record]:
         """The records that were promoted to `branch`, oldest first."""
-        rows = self._connection.execute(
+        rows = self._rows(
             "SELECT document FROM records WHERE branch = ? AND json_extract(document, '$.promotion.commit') IS NOT NULL"
             " ORDER BY sequence",
-            (branch,),
+            branch,
         )
         return [self._record(row[0]) for row in rows]
 
     def documents(self) -> Iterator[str]:
         """Every record's stored text, oldest first, byte for byte."""
-        for row in self._connection.execute("SELECT document FROM records ORDER BY sequence"):
+        for row in self._rows("SELECT document FROM records ORDER BY sequence"):
             yield str(row[0])
+
+    def document(self, experiment: str) -> str:
+        """The stored text of the record with exactly this id. Raises UsageError."""
+        row = next(self._rows("SELECT document FROM records WHERE id = ?", experiment), None)
+        if row is None:
+            raise UsageError(f"experiment {experiment!r}: not in the ledger", hint="arsandbox history")
+        return str(row[0])
 
     def measured(self, tree: str, setup: str) -> Record | None:
         """The latest record with a trusted value for `tree` under `setup`, or None."""
-        row = self._connection.execute(
+        rows = self._rows(
             "SELECT document FROM records WHERE tree = ? AND setup = ? AND verdict IN ('baseline', 'keep', 'discard')"
             " ORDER BY sequence DESC LIMIT 1",
-            (tree, setup),
-        ).fetchone()
+            tree,
+            setup,
+        )
+        row = next(rows, None)
         return self._record(row[0]) if row else None
 
     def problems(self) -> Iterator[str]:
-        """Every break in the chain, in order: what was changed, removed or reordered."""
-        rows = self._connection.execute("SELECT sequence, document FROM records ORDER BY sequence")
-        yield from chain_problems(rows, contiguous=True)
-        for sequence, identity in self._connection.execute(
-            "SELECT sequence, id FROM records WHERE json_valid(document)"
-            " AND (id IS NOT json_extract(document, '$.id')"
-            " OR hash IS NOT json_extract(document, '$.ledger_hash')"
-            " OR branch IS NOT json_extract(document, '$.branch')"
-            " OR setup IS NOT json_extract(document, '$.setup_sha256')"
-            " OR verdict IS NOT json_extract(document, '$.verdict')"
-            " OR tree IS NOT json_extract(document, '$.candidate_tree'))"
-        ):
-            yield f"record {sequence} ({identity}) was changed: its columns differ from its text"
+        """Every break in the chain, in order (changed, removed, reordered), and what cannot be read at all."""
+        try:
+            rows = self._rows("SELECT sequence, CAST(document AS BLOB) FROM records ORDER BY sequence")
+            yield from chain_problems(((row[0], row[1] or b"") for row in rows), contiguous=True)
+            for sequence, identity in self._rows(
+                "SELECT sequence, CAST(id AS BLOB) FROM records WHERE CASE WHEN json_valid(document) THEN"
+                " id IS NOT json_extract(document, '$.id')"
+                " OR hash IS NOT json_extract(document, '$.ledger_hash')"
+                " OR branch IS NOT json_extract(document, '$.branch')"
+                " OR setup IS NOT json_extract(document, '$.setup_sha256')"
+                " OR verdict IS NOT json_extract(document, '$.verdict')"
+                " OR tree IS NOT json_extract(document, '$.candidate_tree') END"
+            ):
+                name = shown(identity.decode("utf-8", "replace"))
+                yield f"record {sequence} ({name}) was changed: its columns differ from its text"
+        except StateError as error:
+            yield error.message
+
+    def _holds_damage(self) -> bool:
+        return any(self._rows("SELECT 1 FROM records WHERE NOT json_valid(document) LIMIT 1"))
+
+    def _rows(self, query: str, *parameters: object) -> Iterator[tuple[Any, ...]]:
+        with self._translated("read", hint="the file is damaged: arsandbox verify, or restore it from a backup"):
+            yield from self._connection.execute(query, parameters)
 
     def _record(self, document: str) -> Record:
         try:
@@ -247,10 +274,27 @@ class Ledger:
                 raise
 
     @contextmanager
-    def _translated(self) -> Iterator[None]:
+    def _translated(
+        self, act: str = "write", *, hint: str = "is the disk full? nothing was promoted"
+    ) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as error:
-            raise StateError(
-                f"cannot write {self._path}: {error}", hint="is the disk full? nothing was promoted"
-            ) from error
+        except (sqlite3.Error, UnicodeError, OverflowError) as error:
+            raise StateError(f"cannot {act} {self._path}: {error}", hint=hint) from error
+
+
+def _text(record: Record) -> str:
+    """What is stored of `record`. Raises StateError for values that would not be read back as they are."""
+    try:
+        text = record.model_dump_json()
+        document = json.loads(text)
+        del document["ledger_hash"]
+        if digest(document) != record_hash(record):
+            raise ValueError("it would be read back as another")
+        Record.model_validate_json(text)
+    except (ValueError, RecursionError, UsageError) as error:
+        raise StateError(
+            f"record {shown(record.id)} holds a value that JSON cannot: {shown(str(error))}",
+            hint="integers below 2**53, finite numbers and valid Unicode only; nothing was promoted",
+        ) from error
+    return text

@@ -1,6 +1,6 @@
 """One portable file with everything that a stranger needs to check a result.
 
-A bundle is a plain tar (regular files only, fixed metadata): `bundle.json` lists every other file
+A bundle is a plain tar (regular files only, fixed metadata, GNU long names): `bundle.json` lists every other file
 with its SHA-256 and is itself signed in `bundle.dsse.json`; `records.jsonl` holds ledger records as
 they are stored; `statements/` the signed statements of each exported record; `experiments/` patches,
 logs and, by choice, artifacts; `commits/` the promoted commits as git stores them.
@@ -55,8 +55,7 @@ def export(
             records = [record]
             if record.baseline is not None and record.baseline.experiment != record.id:
                 records.insert(0, ledger.get(record.baseline.experiment))
-            wanted = {r.ledger_hash for r in records}
-            documents = [d for d in ledger.documents() if Record.model_validate_json(d).ledger_hash in wanted]
+            documents = [ledger.document(r.id) for r in records]
     if not records:
         raise UsageError(f"nothing was promoted to {branch}", hint="arsandbox history")
     members: dict[str, bytes | Path] = {RECORDS: "".join(f"{d}\n" for d in documents).encode()}
@@ -100,7 +99,7 @@ def _digest(content: bytes | Path) -> str:
 def _write(target: Path, members: dict[str, bytes | Path]) -> None:
     fresh = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        with tarfile.open(fresh, "w", format=tarfile.PAX_FORMAT) as archive:
+        with tarfile.open(fresh, "w", format=tarfile.GNU_FORMAT, encoding="utf-8") as archive:
             for name, content in members.items():
                 entry = tarfile.TarInfo(name)
                 entry.mode = 0o644

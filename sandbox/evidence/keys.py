@@ -41,6 +41,8 @@ def load_signer() -> CryptoSigner:
         private = path.read_bytes()
     except FileNotFoundError as error:
         raise MachineError("there is no signing key yet", hint="arsandbox key new") from error
+    except OSError as error:
+        raise StateError(f"cannot read {path}: {error.strerror}", hint="arsandbox key new --force") from error
     if mode & 0o077:
         raise RefusedError(f"{path} can be read by others (mode {mode:04o})", hint=f"chmod 600 {path}")
     try:
