@@ -166,7 +166,7 @@ class Task:
                 document["promotion"] = {"commit": name, "ref": f"refs/heads/{_BRANCH}"}
                 document["verdict"] = "keep"
             previous = hashlib.sha256(rfc8785.dumps(document)).hexdigest()
-            text = json.dumps({**document, "ledger_hash": previous}, separators=(",", ":"))
+            text = rfc8785.dumps({**document, "ledger_hash": previous}).decode()  # as Ledger.append stores it
             rows.append((identity, _BRANCH, "f" * 64, document["verdict"], self.tree, text, previous))
             home = state / "experiments" / identity
             home.mkdir(parents=True)

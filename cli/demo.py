@@ -18,10 +18,12 @@ def demo(
     json: Json = False,
 ) -> int:
     """Tell the story with real runs: a baseline, a winner, a loser, a cheat and a memory bomb."""
-    from arsandbox.cli.render import ProgressListener, history_table
+    from arsandbox.cli.listing import history_table
+    from arsandbox.cli.render import ProgressListener
     from arsandbox.sandbox import story
     from arsandbox.sandbox.errors import MachineError
     from arsandbox.sandbox.imaging import build_and_pin
+    from arsandbox.sandbox.summary import Summary
 
     listener = ProgressListener(quiet=json)
     opened = open_engine(engine)
@@ -42,7 +44,7 @@ def demo(
             sys.stdout.flush()
     if not json:
         listener.console.print()
-        listener.console.print(history_table(reversed(records)))
+        listener.console.print(history_table(Summary.of(record) for record in reversed(records)))
         listener.console.print(f"\nthe repository is in {place}; look around:", soft_wrap=True)
         for command in ("history", f"show {records[1].id}", f"diff {records[3].id}"):
             listener.console.print(f"  arsandbox {command} --repo {place}", soft_wrap=True)

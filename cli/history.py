@@ -25,21 +25,31 @@ def history(
     json: Json = False,
 ) -> None:
     """List the experiments, most recent first."""
+    if not (json or jsonl or tsv):
+        _say_table(repo, count)
+        return
     with _ledger(repo) as (ledger, _):
         records = ledger.latest(count)
     if json or jsonl:
         for record in records:
             sys.stdout.write(record.model_dump_json() + "\n")
-    elif tsv:
-        sys.stdout.write(_results_tsv(records))
-    elif not records:
-        sys.stderr.write("no experiments yet: arsandbox run\n")
     else:
+        sys.stdout.write(_results_tsv(records))
+
+
+def _say_table(repo: Path, count: int | None) -> None:
+    from arsandbox.cli.listing import history_table, history_text
+
+    with _ledger(repo) as (ledger, _):
+        rows = ledger.summaries(count)
+    if not rows:
+        sys.stderr.write("no experiments yet: arsandbox run\n")
+    elif sys.stdout.isatty():
         from rich.console import Console
 
-        from arsandbox.cli.render import history_table
-
-        Console(highlight=False).print(history_table(records))
+        Console(highlight=False).print(history_table(rows))
+    else:
+        sys.stdout.write(history_text(rows))
 
 
 def show(experiment: Experiment, repo: Repo = Path(), json: Json = False) -> None:

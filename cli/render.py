@@ -4,27 +4,17 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 
-from arsandbox.sandbox.models import Record, Stage, Verdict
+from arsandbox.cli.listing import COLOURS, OTHER_COLOUR
+from arsandbox.sandbox.models import Record, Stage
 from arsandbox.sandbox.quantities import format_duration, format_size
 from arsandbox.sandbox.state import printable
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-_COLOURS = {
-    Verdict.KEEP: "bold green",
-    Verdict.BASELINE: "cyan",
-    Verdict.DISCARD: "yellow",
-    Verdict.PENDING: "blue",
-    Verdict.AGREES: "green",
-}
 _QUIET_S = 10.0
 
 
@@ -35,7 +25,7 @@ def plain(text: str) -> str:
 
 def verdict_line(record: Record) -> str:
     """One clear line, as rich markup: verdict, reason, trust, where it was promoted, id."""
-    colour = _COLOURS.get(record.verdict, "bold red")
+    colour = COLOURS.get(record.verdict.value, OTHER_COLOUR)
     parts = [f"[{colour}]{record.verdict.value}[/]", plain(record.reason)]
     if record.metric.value is not None:
         parts.append(f"\\[{record.trust}]")
@@ -50,29 +40,6 @@ def say_record(record: Record, console: Console) -> None:
     console.print(verdict_line(record), soft_wrap=True)
     for finding in record.findings:
         console.print(f"  finding {finding.code}: {plain(finding.detail)}", soft_wrap=True)
-
-
-def history_table(records: Iterable[Record]) -> Table:
-    """The records as given; the id is shown by its end, which every command takes. Times are UTC."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("id", "when", "verdict", "metric", "trust", "time", "memory", "what"):
-        table.add_column(
-            name, no_wrap=name != "what", justify="right" if name in ("metric", "time", "memory") else "left"
-        )
-    for record in records:
-        value = "" if record.metric.value is None else f"{record.metric.value:.6g}"
-        what = record.description or ", ".join(record.patch.files[:3])
-        table.add_row(
-            record.id.rsplit("-", 1)[-1],
-            record.started_at[5:16].replace("T", " "),
-            f"[{_COLOURS.get(record.verdict, 'bold red')}]{record.verdict.value}[/]",
-            value,
-            record.trust if value else "",
-            format_duration(record.timing.run_s),
-            format_size(record.usage.peak_memory_bytes),
-            plain(what),
-        )
-    return table
 
 
 def record_table(record: Record) -> Table:
