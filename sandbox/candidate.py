@@ -22,11 +22,13 @@ from arsandbox.sandbox.errors import UsageError
 from arsandbox.sandbox.models import Patch
 from arsandbox.sandbox.objects import ObjectStore, TreeEntry
 from arsandbox.sandbox.repository import Repository
+from arsandbox.sandbox.stat_cache import StatCache
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _LARGEST_FILE = 64 * 1024**2
 _DEEPEST = 50
+_LARGE_TREE = 500
 _LONGEST_RULE, _MOST_STARS, _MOST_RULES = 200, 3, 2000
 
 
@@ -77,19 +79,31 @@ def from_worktree(repository: Repository, base: str, rules: EditRules) -> Candid
     root = os.open(repository.worktree, _DIRECTORY)
     try:
         found, left_out = _walk(root, set(tracked), rules, _ignored(objects, base))
+        cache = _cache(repository) if len(tracked) > _LARGE_TREE else None
         for path in sorted(tracked.keys() | found):
-            now = _read(root, path)
             before = tracked.get(path)
+            if cache is not None and before is not None and cache.holds(path, before.mode, before.blob):
+                continue
+            now = _read(root, path)
             if now is None and before is not None and before.mode != "160000":
                 edits.append((path, None, ""))
             elif now is not None:
                 mode, content = now
                 if before is None or mode != before.mode or _blob_id(content, before.blob) != before.blob:
                     edits.append((path, content, mode))
+                elif cache is not None:
+                    cache.remember(path, mode, before.blob)
+        if cache is not None:
+            cache.save()
     finally:
         os.close(root)
     commit = objects.commit_edit(base, edits) if edits else base
     return _frozen(objects, base, commit, tuple(left_out))
+
+
+def _cache(repository: Repository) -> StatCache:
+    name = hashlib.sha256(os.fsencode(repository.worktree)).hexdigest()[:16]
+    return StatCache(repository.state / f"worktree-{name}.json", repository.worktree)
 
 
 def refusals(candidate: Candidate, objects: ObjectStore, rules: EditRules, policy: Policy) -> list[str]:
