@@ -24,7 +24,7 @@ from arsandbox.sandbox.workspace.overlay import Space, overlay_options, space_of
 
 _RESERVE_BYTES = 64 * 1024**2
 # An inode takes 256 bytes of the image: more of them than this would leave no room for content.
-_BYTES_PER_INODE = 2048
+_BYTES_PER_INODE = 1024
 
 
 class HostWorkspace:
