@@ -132,7 +132,7 @@ class _Rerun:
         kept = self._repository.state / "experiments" / self._record.id / "artifacts"
         if not kept.is_dir() or self._settings.project.evaluate is None:
             return
-        require_equal(digests(kept), self._record.artifacts, f"what was kept of {self._record.id}")
+        require_equal(digests(kept), self._record.artifacts, f"the stored artifact of {self._record.id}")
         self._listener.note("R0: evaluating the stored artifact again")
         into = Measurement()
         evaluate(self._bench, self._candidate.base, kept, run=self._subdirectory(), into=into)

@@ -90,7 +90,7 @@ def test_a_fixed_seed_gives_the_same_artifacts(trained: Any) -> None:
     assert again["rerun"] | {"differences": []} == {
         "of": winner["id"], "mode": "exact", "reached": ["R0", "R1"], "recorded": again["rerun"]["recorded"],
         "quantity": "difference", "values": [winner["metric"]["value"]], "baseline_values": [], "interval": None,
-        "artifacts_equal": True, "differences": [],
+        "artifacts_equal": True, "differences": [], "seeds": [winner["seed"]],
     }  # fmt: skip
     assert again["rerun"]["differences"] == []  # the same machine, a moment later
     assert again["artifacts"] == winner["artifacts"] and again["artifacts"]
