@@ -168,11 +168,12 @@ class Ledger:
                 _text(record)  # fails here where a value has no hash
                 last = self._connection.execute("SELECT hash FROM records ORDER BY sequence DESC LIMIT 1").fetchone()
                 chained = record.model_copy(update={"previous_hash": last[0] if last else GENESIS})
-                stored = chained.model_copy(update={"ledger_hash": record_hash(chained)})
+                text = _text(chained.model_copy(update={"ledger_hash": record_hash(chained)}))
+                stored = self._record(text)  # as everyone reads it from now on, to the order of its keys
                 self._connection.execute(
                     "INSERT INTO records (id, branch, setup, verdict, tree, document, hash) VALUES (?,?,?,?,?,?,?)",
                     (stored.id, stored.branch, stored.setup_sha256, stored.verdict.value, stored.candidate_tree,
-                     _text(stored), stored.ledger_hash),
+                     text, stored.ledger_hash),
                 )  # fmt: skip
             self._connection.execute("DELETE FROM open_experiments WHERE id = ?", (record.id,))
             self._connection.execute("DELETE FROM intents WHERE id = ?", (record.id,))
