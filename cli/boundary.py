@@ -63,7 +63,7 @@ def guarded(command: Callable[[], object]) -> int:
         if not isinstance(error.__context__, OSError):
             raise
         return _say_failure(error.__context__)
-    except Exception as error:
+    except Exception as error:  # the boundary: whatever is left is a bug of ours, said in one line
         if os.environ.get("ARSANDBOX_DEBUG"):
             raise
         hint = "set ARSANDBOX_DEBUG=1 for the traceback and report it"

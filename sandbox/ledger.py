@@ -304,7 +304,7 @@ class Ledger:
             try:
                 yield
                 self._connection.execute("COMMIT")
-            except BaseException:
+            except BaseException:  # Ctrl-C too: roll back, then the exception goes on
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
                 raise

@@ -64,7 +64,7 @@ class DockerSandbox:
                 f"image {self._spec.image.name} ({self._spec.image.digest[:19]}) is not in the engine",
                 hint=f"arsandbox image build {self._spec.image.name}",
             ) from error
-        except BaseException:
+        except BaseException:  # Ctrl-C too: what was made so far goes, then the exception goes on
             self._remove()
             raise
         return self
