@@ -10,6 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 MIB = 1024**2
 GIB = 1024**3
+Isolation = Literal["namespaces", "container", "gvisor"]
+# Weakest first: the kernel's namespaces alone, a container engine's, a kernel of the sandbox's own.
+ISOLATION: tuple[Isolation, ...] = ("namespaces", "container", "gvisor")
+Promise = Literal["memory", "pids", "cpus", "disk", "deadline_without_controller", "own_uid", "image"]
 _LARGEST = 2**53 - 1  # the largest integer that canonical JSON can hold
 
 
@@ -30,12 +34,17 @@ class Limits(BaseModel):
 
 
 class Policy(BaseModel):
-    """What a stage's sandbox may do: its limits, its network, and the edits a candidate may make."""
+    """What a stage's sandbox may do: its limits, its network, and the edits a candidate may make.
+
+    `isolation` is the weakest that an engine may have; `enforced` names promises that it must always keep.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     limits: Limits = Limits()
     network: Literal["none"] = "none"
+    isolation: Isolation = "namespaces"
+    enforced: tuple[Promise, ...] = ()
     patch_bytes: int = Field(default=4 * MIB, ge=1)
     patch_files: int = Field(default=200, ge=1)
     artifact_bytes: int = Field(default=4 * GIB, ge=1)

@@ -37,6 +37,7 @@ from arsandbox.sandbox.models import (
     utc_now,
 )
 from arsandbox.sandbox.repository import Repository
+from arsandbox.sandbox.requirements import require_engine
 from arsandbox.sandbox.run_directory import RunDirectory, run_directory
 from arsandbox.sandbox.settings import Options, Settings
 from arsandbox.sandbox.workspace.layers import LayerStore, is_below
@@ -135,6 +136,7 @@ def run(what: Plan, engine: Engine, listener: Listener) -> Record:
     """
     for line in recovery.recover(what.repository.state, engine):
         listener.note(f"cleaned up after a dead controller: {line}")
+    require_engine(what.settings.policy, engine.info())
     require_image(engine, what.image)
     if what.branch != what.preferred_branch:
         listener.note(f"{what.preferred_branch} is checked out and never moved: a winner goes to {what.branch}")
@@ -147,6 +149,7 @@ def run(what: Plan, engine: Engine, listener: Listener) -> Record:
 def prepare(what: Plan, engine: Engine, listener: Listener) -> str | None:
     """Run the prepare stage if its outputs are not cached; returns their digest, None without a stage."""
     recovery.recover(what.repository.state, engine)
+    require_engine(what.settings.policy, engine.info())
     require_image(engine, what.image)
     try:
         with Ledger.open(what.repository.state) as ledger, run_directory(what.repository.state) as place:

@@ -144,14 +144,49 @@ class ImageRef(Model):
     digest: str
 
 
+class Guarantee(StrEnum):
+    """How far an engine keeps one promise: always, as far as it can see, or not at all."""
+
+    ENFORCED = "enforced"
+    BEST_EFFORT = "best effort"
+    NOT_OFFERED = "not offered"
+
+
+class Guarantees(Model):
+    """What an engine promises on this machine, as its contract tests hold it to.
+
+    `memory`, `pids`, `cpus`: the limits bind the whole process tree, kernel memory included; `disk`: bytes
+    and inodes of the workspace; `deadline_without_controller`: a sandbox ends on time, or at once, when
+    its controller is dead; `own_uid`: no other sandbox runs with the same user id; `image`: the sandbox
+    sees the image's files and none of the host's.
+    """
+
+    memory: Guarantee = Guarantee.ENFORCED
+    pids: Guarantee = Guarantee.ENFORCED
+    cpus: Guarantee = Guarantee.ENFORCED
+    disk: Guarantee = Guarantee.ENFORCED
+    deadline_without_controller: Guarantee = Guarantee.ENFORCED
+    own_uid: Guarantee = Guarantee.ENFORCED
+    image: Guarantee = Guarantee.ENFORCED
+
+    def weak(self) -> dict[str, Guarantee]:
+        """The promises that are not always kept."""
+        return {name: kept for name, kept in self if kept is not Guarantee.ENFORCED}
+
+
 class EngineInfo(Model):
-    """The engine that ran a sandbox, and what its isolation consists of."""
+    """The engine that ran a sandbox, and what its isolation consists of.
+
+    `isolation` is one of policies.model.ISOLATION for an engine of ours; `guarantees` is None in records
+    of versions that did not declare them.
+    """
 
     name: str
     version: str
     runtime: str
     isolation: str
-    privilege: Literal["root", "socket"]
+    privilege: Literal["root", "socket", "user"]
+    guarantees: Guarantees | None = None
 
 
 class PolicyInfo(Model):

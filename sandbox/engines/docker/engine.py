@@ -20,7 +20,7 @@ from arsandbox.sandbox.engines.docker.client import (
 from arsandbox.sandbox.engines.docker.sandbox import DockerSandbox
 from arsandbox.sandbox.engines.port import Sandbox, SandboxSpec
 from arsandbox.sandbox.errors import MachineError
-from arsandbox.sandbox.models import EngineInfo
+from arsandbox.sandbox.models import EngineInfo, Guarantee, Guarantees
 
 
 class DockerEngine:
@@ -88,6 +88,8 @@ def open_engine() -> DockerEngine:
         runtime=facts["DefaultRuntime"],
         isolation="container",
         privilege="root" if os.geteuid() == 0 else "socket",
+        # Two ordinary users with the socket cannot see each other's uid leases (docker/uids.py).
+        guarantees=Guarantees(own_uid=Guarantee.ENFORCED if os.geteuid() == 0 else Guarantee.BEST_EFFORT),
     )
     return DockerEngine(client, info)
 
