@@ -39,6 +39,9 @@ def run(
     accept_self_reported: Annotated[
         bool, typer.Option("--accept-self-reported", help="Promote on a number that the run itself printed.")
     ] = False,
+    audit: Annotated[
+        bool, typer.Option("--audit", help="Probe the model in a second sandbox, score the sealed text (L4).")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and stop.")] = False,
     engine: EngineName = "docker",
     json: Json = False,
@@ -72,6 +75,7 @@ def run(
         description=printable(" ".join(description.split())),
         promote=not no_promote,
         accept_self_reported=accept_self_reported,
+        audit=audit,
     )
     listener = ProgressListener(quiet=json)
     request = experiment.Request(repo, options, base=base, patch=patch, commit=commit)

@@ -96,12 +96,17 @@ class Section(BaseModel):
 
 
 class MetricConfig(Section):
-    """The number that decides. `source` is `evaluate` (trusted) or `stdout` (self-reported)."""
+    """The number that decides. `source` is `evaluate` (trusted) or `stdout` (self-reported).
+
+    `evaluator` names the files that compute a self-reported number: they are protected, and verified by
+    hash before and after the run (trust L1).
+    """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.:/-]{0,99}$")] = "val_bpb"
     goal: Goal = "min"
     source: Literal["evaluate", "stdout"] = "stdout"
     plausible: tuple[Finite, Finite] | None = None
+    evaluator: tuple[RepositoryPath, ...] = ()
 
 
 class PrepareConfig(Section):
@@ -112,13 +117,64 @@ class PrepareConfig(Section):
     timeout: Seconds = 600.0
 
 
-class EvaluateConfig(Section):
-    """Trusted code of the base commit that measures the artifacts in a container of its own."""
+class LanguageModelConfig(Section):
+    """How the scorer asks a language model (evaluation/box/language_model.py).
 
-    command: Command
+    `text` is held-out data: bytes, or token numbers in two or four bytes; `token_bytes` an .npy file with each
+    token's length in bytes. `mode` is `step` (no request holds a token that was not yet predicted) or `window`
+    (whole windows of `context` tokens at once). `probes` histories are asked again; `tolerance` is how far, in
+    nats, an answer may then differ. `sealed` is a second text that only an audit scores.
+    """
+
+    text: RepositoryPath
+    encoding: Literal["bytes", "uint16", "uint32"] = "bytes"
+    vocabulary: Annotated[StrictInt, Field(ge=2, le=4_000_000)] = 256
+    token_bytes: RepositoryPath | None = None
+    context: Annotated[StrictInt, Field(ge=1, le=1_048_576)] = 64
+    mode: Literal["step", "window"] = "step"
+    streams: Annotated[StrictInt, Field(ge=1, le=65_536)] = 512
+    probes: Annotated[StrictInt, Field(ge=16, le=100_000)] = 500
+    tolerance: Annotated[Finite, Field(gt=0, le=1)] = 0.02
+    sealed: RepositoryPath | None = None
+
+
+class PredictionsConfig(Section):
+    """How a file of predictions is scored: `accuracy`, `rmse`, or `FILE.py:FUNCTION` of the base commit."""
+
+    file: RepositoryPath
+    targets: RepositoryPath
+    score: Annotated[str, Field(pattern=r"^(accuracy|rmse|[A-Za-z0-9_./-]+\.py:[A-Za-z_][A-Za-z0-9_]*)$")] = "accuracy"
+
+
+class EvaluateConfig(Section):
+    """How the artifacts are measured, apart from the code that made them.
+
+    Without an `interface`, `command` is trusted code of the base commit in a container of its own. With
+    `lm`, `serve` is the command of the model box, which answers for the candidate, and a scorer of ours asks
+    it; with `predictions` a scorer of ours reads a file.
+    """
+
+    command: Command | None = None
     artifacts: Annotated[tuple[RepositoryPath, ...], Field(min_length=1)]
     data: tuple[RepositoryPath, ...] = ()
     timeout: Seconds = 300.0
+    interface: Literal["lm", "predictions"] | None = None
+    serve: Command | None = None
+    lm: LanguageModelConfig | None = None
+    predictions: PredictionsConfig | None = None
+
+    def problem(self) -> str | None:
+        """What is missing or too much for the interface, or None."""
+        needed = {None: ("command",), "lm": ("serve", "lm"), "predictions": ("predictions",)}[self.interface]
+        for name in ("command", "serve", "lm", "predictions"):
+            if (getattr(self, name) is not None) != (name in needed):
+                kind = "no interface" if self.interface is None else f"interface = {self.interface!r}"
+                return f"[evaluate] with {kind} {'needs' if name in needed else 'takes no'} {name!r}"
+        hidden = [self.lm.text, self.lm.sealed] if self.lm else [self.predictions.targets] if self.predictions else []
+        for path in hidden:
+            if path is not None and not any(path == root or path.startswith(f"{root}/") for root in self.data):
+                return f"[evaluate] data does not hold {path!r}, so training could see it"
+        return None
 
 
 class LimitsConfig(Section):
@@ -187,6 +243,9 @@ class ProjectConfig(Section):
                 f"{where}: there is an [evaluate] section but metric.source is 'stdout'",
                 hint='set source = "evaluate" in [metric]',
             )
+        problem = self.evaluate.problem() if self.evaluate is not None else None
+        if problem is not None:
+            raise UsageError(f"{where}: {problem}", hint="docs/evaluators.md shows a section for each interface")
         plausible = self.metric.plausible
         if plausible is not None and not plausible[0] < plausible[1]:
             raise UsageError(f"{where}: metric.plausible must be [low, high] with low < high")
@@ -251,9 +310,11 @@ def _keys_at(location: tuple[int | str, ...]) -> list[str]:
         "metric": MetricConfig,
         "prepare": PrepareConfig,
         "evaluate": EvaluateConfig,
+        "lm": LanguageModelConfig,
+        "predictions": PredictionsConfig,
         "limits": LimitsConfig,
         "decision": DecisionConfig,
         "measurement": MeasurementConfig,
     }
-    model = sections.get(str(location[0]), ProjectConfig) if location else ProjectConfig
+    model = sections.get(str(location[-1]), ProjectConfig) if location else ProjectConfig
     return list(model.model_fields)

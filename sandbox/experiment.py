@@ -17,6 +17,7 @@ from pathlib import Path
 from arsandbox.sandbox import candidate as candidates
 from arsandbox.sandbox import decision, host, prepared, promotion, recovery, state
 from arsandbox.sandbox import settings as configuration
+from arsandbox.sandbox.bench import declared_trust
 from arsandbox.sandbox.candidate import Candidate
 from arsandbox.sandbox.engines.port import Engine
 from arsandbox.sandbox.errors import ArsandboxError, Interrupted, MachineError, UsageError
@@ -243,7 +244,8 @@ class _Experiment:
             run=self._place,
             listener=self._listener,
         )
-        return Bench(self._engine, what.repository.objects, layers, what.settings, what.image, data, self._listener)
+        objects, settings, listener = what.repository.objects, what.settings, self._listener
+        return Bench(self._engine, objects, layers, settings, what.image, data, listener, what.options.audit)
 
     def _baseline(self, champion: str) -> Record:
         """The champion's record under this set-up, measured now when there is none."""
@@ -318,8 +320,8 @@ class _Experiment:
         options = self._plan.options
         if not options.promote:
             return "--no-promote"
-        if not self._seen.trusted and not options.accept_self_reported:
-            return "the value is self-reported (L0); --accept-self-reported promotes it"
+        if self._seen.trust in ("L0", "L1") and not options.accept_self_reported:
+            return f"the value is self-reported ({self._seen.trust}); --accept-self-reported promotes it"
         return None
 
     def _promote(self, reason: str, champion: Champion) -> Record | None:
@@ -367,7 +369,7 @@ class _Experiment:
                 "metric": MetricInfo(name=metric.name, goal=metric.goal, value=seen.value, source=metric.source),
                 "metrics": seen.metrics,
                 "self_reported": seen.self_reported,
-                "trust": "L2" if what.settings.project.evaluate else "L0",
+                "trust": seen.trust or declared_trust(what.settings.project),
                 "findings": tuple(seen.findings),
                 "stages": tuple(seen.stages),
                 "change_set": seen.change_set,
@@ -416,7 +418,7 @@ class _Experiment:
             metric=MetricInfo(
                 name=project.metric.name, goal=project.metric.goal, value=None, source=project.metric.source
             ),
-            trust="L2" if project.evaluate else "L0",
+            trust=declared_trust(project),
             setup_sha256=self._setup,
             verdict=Verdict.INTERRUPTED,
             reason="the controller ended before the experiment did",

@@ -24,7 +24,7 @@ def promote(repository: Repository, record: Record, *, accept_self_reported: boo
         raise UsageError(f"experiment {record.id} is no winner ({record.verdict.value})", hint="arsandbox history")
     if record.promotion is not None:
         raise UsageError(f"experiment {record.id} was promoted already, to {record.promotion.ref}")
-    if record.trust == "L0" and not accept_self_reported:
+    if record.trust in ("L0", "L1") and not accept_self_reported:
         raise RefusedError(
             f"the value of {record.id} is self-reported (L0)", hint="--accept-self-reported promotes it all the same"
         )

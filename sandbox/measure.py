@@ -6,86 +6,25 @@ import os
 import tempfile
 import time
 from bisect import bisect_left
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from arsandbox.sandbox import hygiene, state
+from arsandbox.sandbox import hygiene
+from arsandbox.sandbox.bench import Bench as Bench
+from arsandbox.sandbox.bench import Measurement as Measurement
+from arsandbox.sandbox.bench import determinism as determinism
 from arsandbox.sandbox.candidate import Candidate
+from arsandbox.sandbox.config import EvaluateConfig
 from arsandbox.sandbox.cores import Cores
-from arsandbox.sandbox.engines.port import Engine, Outcome
-from arsandbox.sandbox.events import Listener
+from arsandbox.sandbox.evaluation import roles, verified
 from arsandbox.sandbox.metrics import Metrics
-from arsandbox.sandbox.models import ChangeSet, Conditions, Finding, ImageRef, Reason, Stage, StageRecord
-from arsandbox.sandbox.objects import ObjectStore
-from arsandbox.sandbox.prepared import PreparedData
+from arsandbox.sandbox.models import Reason, Stage
 from arsandbox.sandbox.run_directory import RunDirectory
-from arsandbox.sandbox.settings import Settings
-from arsandbox.sandbox.stage import StagePlan, StageRun, run_stage
-from arsandbox.sandbox.workspace.layers import LayerStore
+from arsandbox.sandbox.stage import StagePlan, StageRun, last_line, run_stage
 from arsandbox.sandbox.workspace.upper import shown
 
 # A self-reported value further than this from the trusted one (as a share of it) is a finding.
 CONFLICT_SHARE = 0.1
 _MOST_NAMED = 20
-
-
-def determinism(seed: int) -> dict[str, str]:
-    """The switches that make a run as repeatable as its libraries allow (their documentation has each)."""
-    return {
-        "ARSANDBOX_SEED": str(seed),
-        "PYTHONHASHSEED": str(seed),
-        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-        "TF_DETERMINISTIC_OPS": "1",
-        "XLA_FLAGS": "--xla_gpu_deterministic_ops=true",
-    }
-
-
-@dataclass(frozen=True)
-class Bench:
-    """Where and with what a candidate is measured."""
-
-    engine: Engine
-    objects: ObjectStore
-    layers: LayerStore
-    settings: Settings
-    image: ImageRef
-    data: PreparedData | None
-    listener: Listener
-
-    @property
-    def longest_s(self) -> float:
-        """Seconds after which every stage must be over."""
-        project = self.settings.project
-        return self.settings.deadline_s + sum(s.timeout for s in (project.prepare, project.evaluate) if s is not None)
-
-
-@dataclass
-class Measurement:
-    """What was seen. `value` is the metric that counts, None where there is none."""
-
-    value: float | None = None
-    trusted: bool = False
-    tampered: str | None = None
-    unknowable: str | None = None
-    problem: str | None = None
-    train: Outcome | None = None
-    metrics: dict[str, float] = field(default_factory=dict)
-    self_reported: dict[str, float] = field(default_factory=dict)
-    stages: list[StageRecord] = field(default_factory=list)
-    findings: list[Finding] = field(default_factory=list)
-    change_set: ChangeSet = field(default_factory=ChangeSet)
-    artifacts: dict[str, str] = field(default_factory=dict)
-    artifact_directory: Path | None = None
-    conditions: Conditions | None = None
-    disturbed: list[str] = field(default_factory=list)
-    setup_s: float = 0.0
-    evaluate_s: float = 0.0
-    diff_s: float = 0.0
-    teardown_s: float = 0.0
-
-    def remark(self, code: str, detail: str) -> None:
-        """Add a finding."""
-        self.findings.append(Finding(code=code, detail=detail))
 
 
 def measure(bench: Bench, candidate: Candidate, *, seed: int, run: RunDirectory, into: Measurement) -> None:
@@ -97,6 +36,7 @@ def measure(bench: Bench, candidate: Candidate, *, seed: int, run: RunDirectory,
     name = bench.settings.project.metric.name
     if bench.settings.project.evaluate is None:
         into.value = into.self_reported.get(name)
+        into.trust = into.trust or "L0"
         into.metrics = dict(into.self_reported)
         if into.value is None:
             into.problem = into.problem or f"the output has no {name}"
@@ -104,7 +44,7 @@ def measure(bench: Bench, candidate: Candidate, *, seed: int, run: RunDirectory,
     if not into.artifacts or into.artifact_directory is None:
         into.problem = f"training left no artifact at {', '.join(bench.settings.project.evaluate.artifacts)}"
         return
-    evaluate(bench, candidate.base, into.artifact_directory, run=run, into=into)
+    evaluate(bench, candidate, into.artifact_directory, run=run, into=into)
     reported = into.self_reported.get(name)
     if into.value is not None and reported is not None:
         distance = abs(reported - into.value)
@@ -118,6 +58,8 @@ def _train(bench: Bench, candidate: Candidate, seed: int, run: RunDirectory, int
     stack = bench.layers.layers(candidate.commit, without=settings.heldout).paths
     if bench.data is not None:
         stack = (*stack, bench.data.visible)
+    verifying = settings.project.metric.evaluator
+    into.evaluator_changed = verified.changed_files(bench.objects, candidate.base, stack, verifying)
     into.artifact_directory = Path(tempfile.mkdtemp(prefix="artifacts-", dir=run.scratch))
     into.artifact_directory.chmod(0o755)
     cores = Cores.take(settings.policy.limits.cpus) if settings.project.measurement.pin else Cores((), [])
@@ -154,6 +96,13 @@ def _train(bench: Bench, candidate: Candidate, seed: int, run: RunDirectory, int
         into.teardown_s += time.monotonic() - leaving
     finally:
         cores.release()
+    if verifying:
+        into.evaluator_changed += verified.changed_files(bench.objects, candidate.base, stack, verifying)
+        if into.evaluator_changed:
+            first = into.evaluator_changed[0]
+            into.tampered = into.tampered or f"the evaluator's file {first} is not the base commit's"
+        elif settings.project.evaluate is None:
+            into.trust = "L1"
     into.disturbed = hygiene.disturbances(into.conditions, settings.project.measurement)
     for line in into.disturbed:
         into.remark("disturbed", line)
@@ -184,11 +133,22 @@ def _read_back(bench: Bench, candidate: Candidate, stage: StageRun, into: Measur
     into.diff_s += time.monotonic() - scanned
 
 
-def evaluate(bench: Bench, base: str, artifacts: Path, *, run: RunDirectory, into: Measurement) -> None:
-    """Run the evaluator of the commit `base` on the files in `artifacts`; sets value or problem."""
-    settings = bench.settings
-    plan_of = settings.project.evaluate
+def evaluate(bench: Bench, candidate: Candidate, artifacts: Path, *, run: RunDirectory, into: Measurement) -> None:
+    """Evaluate the files in `artifacts` that `candidate` left, as its base commit says; sets value or problem."""
+    plan_of = bench.settings.project.evaluate
     assert plan_of is not None  # noqa: S101 - the caller has looked
+    if plan_of.interface is not None:
+        roles.evaluate_in_roles(bench, candidate, artifacts, run=run, into=into)
+    else:
+        _evaluate_apart(bench, candidate.base, plan_of, artifacts, run, into)
+
+
+def _evaluate_apart(
+    bench: Bench, base: str, plan_of: EvaluateConfig, artifacts: Path, run: RunDirectory, into: Measurement
+) -> None:
+    """The base commit's evaluator in a container of its own (L2)."""
+    settings = bench.settings
+    assert plan_of.command is not None  # noqa: S101 - checked by the config
     began = time.monotonic()
     # The base commit's files lie on top: an artifact can never stand in for the evaluator's code or data.
     stack = (
@@ -216,14 +176,14 @@ def evaluate(bench: Bench, base: str, artifacts: Path, *, run: RunDirectory, int
         name = settings.project.metric.name
         ended = stage.outcome.termination
         if ended.reason is not Reason.COMPLETED:
-            into.problem = f"the evaluation ended with {ended.reason.value}: {_last_line(plan.log) or ended.detail}"
+            into.problem = f"the evaluation ended with {ended.reason.value}: {last_line(plan.log) or ended.detail}"
         elif name in stage.metrics.conflicting:
             into.problem = f"the evaluation printed differing values of {name}"
         elif name not in stage.metrics.values:
             into.problem = f"the evaluation printed no finite {name}"
         else:
             into.metrics = dict(stage.metrics.values)
-            into.value, into.trusted = stage.metrics.values[name], True
+            into.value, into.trust = stage.metrics.values[name], "L2"
     into.evaluate_s += time.monotonic() - began
 
 
@@ -272,11 +232,3 @@ def _tampering(bench: Bench, candidate: Candidate, into: Measurement) -> str | N
     if found:
         into.remark("source_changed", found)
     return found
-
-
-def _last_line(log: Path) -> str:
-    with log.open("rb") as file:
-        file.seek(0, 2)
-        file.seek(max(0, file.tell() - 2000))
-        lines = file.read().decode("utf-8", "replace").strip().splitlines()
-    return state.printable(lines[-1])[:300] if lines else ""

@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 SCHEMA_VERSION = 2
 Goal = Literal["min", "max"]
+# How a value came about, weakest first: docs/integrity.md.
+Trust = Literal["L0", "L1", "L2", "L3", "L4"]
 
 
 class Model(BaseModel):
@@ -27,6 +29,8 @@ class Stage(StrEnum):
     PREPARE = "prepare"
     TRAIN = "train"
     EVALUATE = "evaluate"
+    MODEL = "model"
+    SCORE = "score"
 
 
 class Reason(StrEnum):
@@ -328,7 +332,7 @@ class Record(Model):
     metric: MetricInfo
     metrics: dict[str, float] = Field(default_factory=dict)
     self_reported: dict[str, float] = Field(default_factory=dict)
-    trust: Literal["L0", "L1", "L2", "L3", "L4"]
+    trust: Trust
     setup_sha256: str
     data_sha256: str | None = None
     baseline: Baseline | None = None

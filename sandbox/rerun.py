@@ -135,7 +135,7 @@ class _Rerun:
         require_equal(digests(kept), self._record.artifacts, f"the stored artifact of {self._record.id}")
         self._listener.note("R0: evaluating the stored artifact again")
         into = Measurement()
-        evaluate(self._bench, self._candidate.base, kept, run=self._subdirectory(), into=into)
+        evaluate(self._bench, self._candidate, kept, run=self._subdirectory(), into=into)
         self._seen.last = into
         if into.value == self._record.metric.value:
             self._seen.reached.append(Grade.R0)

@@ -37,6 +37,7 @@ class Options:
     description: str = ""
     promote: bool = True
     accept_self_reported: bool = False
+    audit: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,10 @@ class Settings:
     @property
     def rules(self) -> EditRules:
         """Which edits are allowed; the config itself and what evaluates are always protected."""
-        return EditRules(editable=self.project.editable, protected=(*self.project.protected, config.FILE_NAME))
+        return EditRules(
+            editable=self.project.editable,
+            protected=(*self.project.protected, *self.project.metric.evaluator, config.FILE_NAME),
+        )
 
     @property
     def heldout(self) -> tuple[str, ...]:
@@ -103,6 +107,11 @@ def resolve(project: ProjectConfig | None, options: Options) -> Settings:
             hint="arsandbox init && git add arsandbox.toml && git commit -m 'add arsandbox.toml'",
         )
     project = _with_options(project or ProjectConfig(), options)
+    if options.audit and (project.evaluate is None or project.evaluate.interface != "lm"):
+        raise UsageError(
+            '--audit needs a model that can be asked: [evaluate] with interface = "lm"',
+            hint="docs/integrity.md says how to move a project there",
+        )
     budget = options.budget_s if options.budget_s is not None else project.budget
     if budget <= 0:
         raise UsageError("--budget must be longer than nothing", hint="write it like 90s, 5m or 1h30m")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from arsandbox.policies.model import Limits
 from arsandbox.sandbox import state
-from arsandbox.sandbox.engines.port import Engine, Outcome, Sandbox, SandboxSpec
+from arsandbox.sandbox.engines.port import Engine, Outcome, ReadOnlyMount, Sandbox, SandboxSpec
 from arsandbox.sandbox.errors import StateError
 from arsandbox.sandbox.events import Listener
 from arsandbox.sandbox.metrics import MetricReader, Metrics
@@ -34,6 +35,11 @@ class StagePlan:
     metric: str = ""
     cores: str = ""
     memory_nodes: str = ""
+    mounts: tuple[ReadOnlyMount, ...] = ()
+
+
+class StageEnded(KeyboardInterrupt):
+    """The stage was ended from another thread, the way an engine ends one for Ctrl-C in its own."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +56,8 @@ class StageRun:
 class _Watcher:
     """Keeps the log, reads metrics and passes progress on."""
 
-    def __init__(self, plan: StagePlan, listener: Listener) -> None:
-        self._plan, self._listener = plan, listener
+    def __init__(self, plan: StagePlan, listener: Listener, end: threading.Event | None) -> None:
+        self._plan, self._listener, self._end = plan, listener, end
         self._log = plan.log.open("wb")
         self._digest = hashlib.sha256()
         self.reader = MetricReader()
@@ -66,6 +72,8 @@ class _Watcher:
             self.problem = error  # a full disk: said when the stage has ended
 
     def tick(self, elapsed_s: float, memory_bytes: int) -> None:
+        if self._end is not None and self._end.is_set():
+            raise StageEnded
         latest = self.reader.latest(self._plan.metric)
         self._listener.progress(self._plan.stage, elapsed_s, self._plan.limit_s, memory_bytes, latest)
 
@@ -91,10 +99,12 @@ def run_stage(
     scratch: Path,
     labels: Mapping[str, str],
     listener: Listener,
+    end: threading.Event | None = None,
 ) -> Iterator[StageRun]:
     """Run `plan` in a fresh sandbox and yield while its workspace can still be read; then all is removed.
 
-    Raises MachineError when the engine fails, StateError when the log cannot be written.
+    Raises MachineError when the engine fails, StateError when the log cannot be written, StageEnded soon
+    after `end` is set.
     """
     directory = state.make_private(scratch / plan.stage.value)
     began = time.monotonic()
@@ -110,10 +120,11 @@ def run_stage(
         deadline_s=plan.limit_s,
         cores=plan.cores,
         memory_nodes=plan.memory_nodes,
+        mounts=plan.mounts,
         scratch=directory,
         labels=dict(labels),
     )
-    watcher = _Watcher(plan, listener)
+    watcher = _Watcher(plan, listener, end)
     try:
         with engine.sandbox(spec) as sandbox:
             listener.stage_started(plan.stage, plan.limit_s)
@@ -136,3 +147,14 @@ def run_stage(
     finally:
         if directory.exists():
             shutil.rmtree(directory, ignore_errors=True)
+
+
+def last_line(log: Path) -> str:
+    """The last line of a stage's log as one printable line; empty where there is none."""
+    if not log.is_file():
+        return ""
+    with log.open("rb") as file:
+        file.seek(0, 2)
+        file.seek(max(0, file.tell() - 2000))
+        lines = file.read().decode("utf-8", "replace").strip().splitlines()
+    return state.printable(lines[-1])[:300] if lines else ""

@@ -36,6 +36,8 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "`[metric]`": config.MetricConfig,
     "`[prepare]`": config.PrepareConfig,
     "`[evaluate]`": config.EvaluateConfig,
+    "`[evaluate.lm]`": config.LanguageModelConfig,
+    "`[evaluate.predictions]`": config.PredictionsConfig,
     "`[limits]`": config.LimitsConfig,
     "`[decision]`": config.DecisionConfig,
     "`[measurement]`": config.MeasurementConfig,
@@ -74,7 +76,8 @@ def test_every_section_of_the_config_has_a_place() -> None:
         for name, field in config.ProjectConfig.model_fields.items()
         if any(isinstance(a, type) and issubclass(a, config.Section) for a in _types(field))
     }
-    assert {f"`[{name}]`" for name in models} | {"Top level"} == set(SECTIONS)
+    inner = {f"evaluate.{name}" for name in ("lm", "predictions")}
+    assert {f"`[{name}]`" for name in models | inner} | {"Top level"} == set(SECTIONS)
 
 
 @pytest.mark.parametrize("heading", SECTIONS)
@@ -134,6 +137,8 @@ def test_verdicts_and_exit_codes() -> None:
 def test_finding_codes() -> None:
     source = "".join(path.read_text() for path in ROOT.glob("sandbox/**/*.py"))
     used = set(re.findall(r"\bremark\(\s*\"(\w+)\"", source)) | set(re.findall(r"\bFinding\(code=\"(\w+)\"", source))
+    box = "".join(path.read_text() for path in ROOT.glob("sandbox/evaluation/box/*.py"))
+    used |= set(re.findall(r"\bRefusedError\(\s*\"(\w+)\"", box))
     assert used
     assert set(table("docs/records.md", "Findings")) == used
 
