@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
-from arsandbox.sandbox.errors import RepositoryError, StateError
+from arsandbox.sandbox.errors import StateError
+from arsandbox.sandbox.git_process import run_git
 from arsandbox.sandbox.ledger import GENESIS, Ledger, shown
 from arsandbox.sandbox.models import Record
-from arsandbox.sandbox.objects import run_git
+from arsandbox.sandbox.object_reader import ObjectReader, patch_digests
 from arsandbox.sandbox.promotion import trailers
 from arsandbox.sandbox.repository import Repository
 from arsandbox.sandbox.workspace.upper import sha256_of
@@ -27,10 +29,11 @@ def problems(repository: Repository) -> list[str]:
             records = ledger.latest()[::-1]
         except StateError as error:
             return [error.message]
+        promoted = _Promoted.read(repository, records)
         heads = {GENESIS}  # the ledger's head before each record, as promotion trailers name it
         doubtful = set()  # branches whose records are wrong already: what the branch holds says no more
         for record in records:
-            if lines := _promotion_problems(repository, record, heads):
+            if lines := _promotion_problems(promoted, record, heads):
                 doubtful.add(_branch(record))
             found += lines
             found += _patch_problems(repository, record)
@@ -51,27 +54,57 @@ def _patch_problems(repository: Repository, record: Record) -> list[str]:
     return []
 
 
-def _promotion_problems(repository: Repository, record: Record, known: set[str]) -> list[str]:
+@dataclass(frozen=True)
+class _Promoted:
+    """What the promoted commits are: `texts` as the user's repository stores them, by commit id; `trees` of the
+    base commits; `patches` from a base's tree to a promoted commit's, by digest."""
+
+    texts: dict[str, str]
+    trees: dict[str, str]
+    patches: dict[tuple[str, str], str]
+
+    @classmethod
+    def read(cls, repository: Repository, records: Sequence[Record]) -> _Promoted:
+        promotions = [(record, record.promotion.commit) for record in records if record.promotion]
+        # From the user's repository: our own store would still hold a commit that the user lost.
+        texts = _commit_texts(repository.common_directory, (commit for _, commit in promotions))
+        # From our own store: its answer depends on no attributes of the user's.
+        ours = repository.objects.directory
+        bases = _commit_texts(ours, (record.base_commit for record, _ in promotions))
+        trees = {commit: _tree(text) for commit, text in bases.items()}
+        pairs = [
+            (trees[record.base_commit], _tree(texts[commit]))
+            for record, commit in promotions
+            if record.base_commit in trees and _OBJECT_ID.fullmatch(_tree(texts.get(commit, "")))
+        ]
+        return cls(texts, trees, patch_digests(ours, pairs))
+
+
+def _tree(commit_text: str) -> str:
+    """What a commit's first line names as its tree: an id, unless the commit was crafted."""
+    return commit_text.partition("\n")[0].removeprefix("tree ")
+
+
+def _promotion_problems(promoted: _Promoted, record: Record, known: set[str]) -> list[str]:
     if record.promotion is None:
         return []
     commit = record.promotion.commit
-    text = _commit_text(repository, commit)
+    text = promoted.texts.get(commit)
     if text is None:
         return [f"record {record.id}: its promoted commit {shown(commit[:12])} is not in the repository"]
     found = trailers(text)
     lines = []
-    if not text.startswith(f"tree {record.candidate_tree}\n"):
+    if _tree(text) != record.candidate_tree:
         lines.append(f"record {record.id}: commit {commit[:12]} has another tree than the measured one")
     if found.get("Arsandbox-Experiment") != record.id:
         lines.append(f"record {record.id}: commit {commit[:12]} lacks its trailer")
     if found.get("Arsandbox-Ledger") not in known:
         lines.append(f"record {record.id}: commit {commit[:12]} names a ledger head that this ledger never had")
-    try:  # in our own store: its answer depends on no attributes of the user's
-        patch = repository.objects.unified_diff(record.base_commit, commit)
-    except RepositoryError:
-        base = shown(record.base_commit[:12])
-        return [*lines, f"record {record.id}: its base commit {base} is not in the repository"]
-    if hashlib.sha256(patch).hexdigest() != record.patch.sha256:
+    base = promoted.trees.get(record.base_commit)
+    if base is None:
+        named = shown(record.base_commit[:12])
+        return [*lines, f"record {record.id}: its base commit {named} is not in the repository"]
+    if promoted.patches.get((base, _tree(text))) != record.patch.sha256:
         lines.append(f"record {record.id}: commit {commit[:12]} is another patch than the recorded one")
     return lines
 
@@ -102,8 +135,8 @@ def _branch_problems(repository: Repository, ledger: Ledger, branch: str, record
     )  # fmt: skip
     if listed.returncode != 0:
         return [*lines, f"{branch}: its commits cannot be read"]
-    for commit in listed.stdout.decode().split():
-        named = trailers(_commit_text(repository, commit) or "").get("Arsandbox-Experiment")
+    for commit, text in _commit_texts(repository.common_directory, listed.stdout.decode().split()).items():
+        named = trailers(text).get("Arsandbox-Experiment")
         if named is None:
             continue
         if named in promoted and promoted[named] != commit:
@@ -113,12 +146,14 @@ def _branch_problems(repository: Repository, ledger: Ledger, branch: str, record
     return lines
 
 
-def _commit_text(repository: Repository, commit: str) -> str | None:
-    """The commit as the user's repository stores it, or None; our own store would still hold a lost one."""
-    if not _OBJECT_ID.fullmatch(commit):
-        return None
-    done = run_git(repository.common_directory, ["cat-file", "commit", commit], check=False)
-    return done.stdout.decode("utf-8", "replace") if done.returncode == 0 else None
+def _commit_texts(git_directory: Path, commits: Iterable[str]) -> dict[str, str]:
+    """Each commit's text as the repository stores it, by id; those that it lacks are left out."""
+    found = {}
+    with ObjectReader.open(git_directory) as reader:
+        for commit in commits:
+            if _OBJECT_ID.fullmatch(commit) and (text := reader.find(commit, "commit")) is not None:
+                found[commit] = text.decode("utf-8", "replace")
+    return found
 
 
 def _is_ancestor(repository: Repository, older: str, newer: str) -> bool:

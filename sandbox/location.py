@@ -8,7 +8,7 @@ from pathlib import Path
 
 from arsandbox.sandbox import state
 from arsandbox.sandbox.errors import RepositoryError, UsageError
-from arsandbox.sandbox.objects import SAFE_OPTIONS, git_environment
+from arsandbox.sandbox.git_process import SAFE_OPTIONS, git_environment
 
 _ANSWER_S = 20.0
 

@@ -8,14 +8,15 @@ a losing candidate never writes a byte into the user's repository.
 from __future__ import annotations
 
 import os
-import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 from arsandbox.sandbox.errors import RepositoryError, UsageError
+from arsandbox.sandbox.git_process import run_git
+from arsandbox.sandbox.object_reader import PATCH_OPTIONS, ObjectReader
 
 _DIRECTORY_MODE = "040000"
 _MANY = 500  # paths that one git command gets as arguments
@@ -37,72 +38,6 @@ class Change:
     path: str
     old: TreeEntry | None
     new: TreeEntry | None
-
-
-def git_environment(git_directory: Path, *, index: Path | None = None) -> dict[str, str]:
-    """A minimal environment for git: no user or system config, no hooks, no prompts, no replace refs."""
-    environment = {
-        "PATH": os.environ.get("PATH", os.defpath),
-        "HOME": os.devnull,
-        "LC_ALL": "C",
-        "GIT_DIR": str(git_directory),
-        "GIT_CONFIG_NOSYSTEM": "1",
-        "GIT_CONFIG_GLOBAL": os.devnull,
-        "GIT_ATTR_NOSYSTEM": "1",
-        "GIT_NO_REPLACE_OBJECTS": "1",
-        "GIT_NO_LAZY_FETCH": "1",
-        "GIT_ALLOW_PROTOCOL": "none",  # the same for git before 2.44: no transport, so nothing is fetched
-        "GIT_TERMINAL_PROMPT": "0",
-        "GIT_OPTIONAL_LOCKS": "0",
-        "GIT_AUTHOR_NAME": "arsandbox",
-        "GIT_AUTHOR_EMAIL": "arsandbox@localhost",
-        "GIT_COMMITTER_NAME": "arsandbox",
-        "GIT_COMMITTER_EMAIL": "arsandbox@localhost",
-    }
-    return environment if index is None else {**environment, "GIT_INDEX_FILE": str(index)}
-
-
-SAFE_OPTIONS = (
-    "--literal-pathspecs",
-    "-c", "core.hooksPath=/dev/null",
-    "-c", "core.fsmonitor=false",
-    "-c", "core.logAllRefUpdates=true",
-    "-c", "gc.auto=0",
-    "-c", "maintenance.auto=false",
-)  # fmt: skip
-
-
-def run_git(
-    git_directory: Path,
-    arguments: Sequence[str],
-    *,
-    stdin: bytes = b"",
-    check: bool = True,
-    index: Path | None = None,
-    timeout: float | None = None,
-) -> subprocess.CompletedProcess[bytes]:
-    """Run git on `git_directory` outside any work tree.
-
-    Raises RepositoryError with git's own last line, or when it takes more than `timeout` seconds.
-    """
-    try:
-        done = subprocess.run(
-            ["git", *SAFE_OPTIONS, *arguments],
-            input=stdin,
-            capture_output=True,
-            check=False,
-            cwd="/",
-            env=git_environment(git_directory, index=index),
-            timeout=timeout,
-        )
-    except FileNotFoundError as error:
-        raise RepositoryError("git is not installed", hint="sudo apt-get install git") from error
-    except subprocess.TimeoutExpired as error:
-        raise RepositoryError(f"git {arguments[0]} does not answer on {git_directory}") from error
-    if check and done.returncode != 0:
-        lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
-        raise RepositoryError(f"git {arguments[0]} failed: {lines[-1]}")
-    return done
 
 
 class ObjectStore:
@@ -220,28 +155,13 @@ class ObjectStore:
         done = run_git(self.directory, ["cat-file", "blob", revision_path], check=False)
         return done.stdout if done.returncode == 0 else None
 
-    @contextmanager
-    def blobs(self) -> Iterator[BlobReader]:
+    def blobs(self) -> AbstractContextManager[ObjectReader]:
         """A reader that streams many blobs through one git process."""
-        with (
-            tempfile.TemporaryFile() as errors,
-            subprocess.Popen(
-                ["git", "cat-file", "--batch"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                cwd="/",
-                env=git_environment(self.directory),
-            ) as process,
-        ):
-            yield BlobReader(process)
+        return ObjectReader.open(self.directory)
 
     def unified_diff(self, old: str, new: str) -> bytes:
         """The patch from `old` to `new`, binary-safe, without external drivers or rename detection."""
-        return self.git(
-            "diff-tree", "-p", "--binary", "--full-index", "--no-ext-diff", "--no-textconv", "--no-renames",
-            "--no-color", old, new,
-        )  # fmt: skip
+        return self.git("diff-tree", *PATCH_OPTIONS, old, new)
 
     def line_counts(self, old: str, new: str) -> tuple[int, int]:
         """Inserted and deleted lines from `old` to `new` (binary files count as none)."""
@@ -334,28 +254,6 @@ class ObjectStore:
                 edits.append((path, TreeEntry(path, mode, blob), mode))
         edits += [(path, None, "") for path in paths if path not in seen]
         return self.commit_edit(base, edits)
-
-
-class BlobReader:
-    """Reads blobs one after the other from `git cat-file --batch`."""
-
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        assert process.stdin is not None and process.stdout is not None  # noqa: S101 - asked for pipes
-        self._request, self._answer = process.stdin, process.stdout
-
-    def read(self, blob: str) -> bytes:
-        """The content of `blob`. Raises RepositoryError when the repository lacks it."""
-        self._request.write(blob.encode() + b"\n")
-        self._request.flush()
-        head = self._answer.readline().decode().split()
-        if len(head) != 3 or head[1] != "blob":
-            raise RepositoryError(
-                f"object {blob} is missing from the repository",
-                hint="a partial clone? fetch everything: git fetch --refetch --no-filter",
-            )
-        content = self._answer.read(int(head[2]))
-        self._answer.read(1)
-        return content
 
 
 def is_plain(path: str) -> bool:

@@ -17,7 +17,8 @@ import git
 
 from arsandbox.sandbox import state
 from arsandbox.sandbox.errors import RefusedError, RepositoryError, UsageError
-from arsandbox.sandbox.objects import ObjectStore, run_git
+from arsandbox.sandbox.git_process import run_git
+from arsandbox.sandbox.objects import ObjectStore
 
 # Keys with which a repository's own config makes git run a program (git-config(1)), or lets it.
 _COMMAND_KEYS = re.compile(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import time
@@ -13,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from arsandbox.sandbox.errors import RepositoryError, UsageError
+from arsandbox.sandbox.object_reader import ObjectReader, patch_digests
 from arsandbox.sandbox.objects import ObjectStore, TreeEntry
 
 MakeRepository = Callable[..., "object"]
@@ -280,3 +282,30 @@ def test_replace_refs_do_not_change_what_is_read(repo, store: ObjectStore) -> No
     assert store.read(f"{base}:train.py") == FILES["train.py"].encode()
     with store.blobs() as blobs:
         assert blobs.read(blob) == FILES["train.py"].encode()
+
+
+def test_patch_digests_are_those_of_the_patches_and_skip_what_cannot_be_read(store: ObjectStore, repo) -> None:
+    base = repo.git("rev-parse", "HEAD")
+    trap = b"binary \0 content\n" + b"1" * 40 + b" " + b"2" * 40 + b"\n"
+    edits = [b"one\n", trap, b"1" * 40 + b" " + b"2" * 40 + b"\n", b"last\n"]
+    trees = [store.tree_of(store.commit_edit(base, [("train.py", edit, "100644")])) for edit in edits]
+    old = store.tree_of(base)
+    lost_blob = repo.git("hash-object", "-w", "--stdin", stdin=b"lost\n")
+    lost_tree = repo.git("mktree", stdin=f"100644 blob {lost_blob}\ttrain.py\n".encode())
+    (repo.path / ".git" / "objects" / lost_blob[:2] / lost_blob[2:]).unlink()
+    pairs = [(old, "3" * 40), (old, trees[0]), (old, lost_tree), ("4" * 40, old), (old, old)]
+    pairs += [(old, tree) for tree in trees]
+    found = patch_digests(store.directory, pairs)
+    right = {(old, tree): hashlib.sha256(store.unified_diff(old, tree)).hexdigest() for tree in [*trees, old]}
+    assert found == right
+    assert patch_digests(store.directory, []) == {}
+
+
+def test_an_object_reader_answers_for_every_kind_of_request(store: ObjectStore, repo) -> None:
+    base = repo.git("rev-parse", "HEAD")
+    with ObjectReader.open(store.directory) as reader:
+        assert reader.find("1" * 40, "commit") is None
+        assert reader.find(base, "blob") is None
+        text = reader.find(base, "commit")
+        assert text is not None and text.startswith(b"tree ")
+        assert reader.find(base, "commit") == text
