@@ -82,7 +82,10 @@ def image_digest() -> str:
     pinned = {entry.name: entry.digest for entry in Catalogue(home / "images.json").entries()}
     if "cpu" not in pinned or not engine.has_image(pinned["cpu"]):
         built = build_image(
-            load_recipe("cpu"), cache=home / "image-layers", load=engine.load_image, progress=lambda line: None
+            load_recipe("cpu"),
+            cache=Path(os.environ["ARSANDBOX_TEST_LAYERS"]),  # see tests/conftest.py
+            load=engine.load_image,
+            progress=lambda line: None,
         )
         return Catalogue(home / "images.json").pin(built).digest
     return pinned["cpu"]

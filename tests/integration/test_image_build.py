@@ -29,6 +29,9 @@ from arsandbox.images.wheels import packages_folder, platforms
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
 
 REPOSITORY = Path(__file__).parents[2]
+# Its own variable gives it an ID of its own: these tests remove it, and others run the image `cpu` meanwhile.
+_CPU = load_recipe("cpu")
+RECIPE = _CPU.model_copy(update={"environment": {**_CPU.environment, "ARSANDBOX_TEST_BUILD": os.urandom(8).hex()}})
 
 
 def image_ids(client: docker.DockerClient, pieces: Iterable[bytes]) -> str:
@@ -75,7 +78,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def image(client: docker.DockerClient, cache: Path) -> Iterator[BuiltImage]:
     # build_image itself refuses an ID that differs from the computed one.
-    built = build_image(load_recipe("cpu"), cache=cache, load=lambda pieces: image_ids(client, pieces), progress=print)
+    built = build_image(RECIPE, cache=cache, load=lambda pieces: image_ids(client, pieces), progress=print)
     yield built
     client.images.remove(built.digest, force=True)
 
@@ -84,14 +87,14 @@ def test_the_engine_has_the_image_under_the_computed_id(client: docker.DockerCli
     found = client.images.get(image.digest)
     assert found.id == image.digest
     assert found.tags == [f"arsandbox/cpu:{image.digest[7:19]}"]
-    assert found.labels == {"arsandbox.image": "cpu", "arsandbox.recipe": load_recipe("cpu").digest}
+    assert found.labels == {"arsandbox.image": "cpu", "arsandbox.recipe": RECIPE.digest}
     assert image.size_bytes < 300_000_000
     assert {"python3.11", "libc6", "busybox-static"} <= {name for name, _ in image.packages}
     assert "ca-certificates" not in dict(image.packages)
 
 
 def test_a_build_from_the_cache_is_the_same_image(client: docker.DockerClient, image: BuiltImage, cache: Path) -> None:
-    again = build_image(load_recipe("cpu"), cache=cache, load=lambda pieces: image_ids(client, pieces), progress=print)
+    again = build_image(RECIPE, cache=cache, load=lambda pieces: image_ids(client, pieces), progress=print)
     assert again.digest == image.digest
     assert again.packages == image.packages
 
@@ -99,14 +102,12 @@ def test_a_build_from_the_cache_is_the_same_image(client: docker.DockerClient, i
 @pytest.mark.slow
 @pytest.mark.skipif(os.environ.get("ARSANDBOX_TEST_ALL") != "1", reason="ARSANDBOX_TEST_ALL=1 runs slow tests")
 def test_a_build_from_nothing_is_the_same_image(client: docker.DockerClient, image: BuiltImage, tmp_path: Path) -> None:
-    again = build_image(
-        load_recipe("cpu"), cache=tmp_path, load=lambda pieces: image_ids(client, pieces), progress=print
-    )
+    again = build_image(RECIPE, cache=tmp_path, load=lambda pieces: image_ids(client, pieces), progress=print)
     assert again.digest == image.digest
 
 
 def test_the_check_runs_as_the_recipes_user(client: docker.DockerClient, image: BuiltImage) -> None:
-    recipe = load_recipe("cpu")
+    recipe = RECIPE
     run(client, image.digest, list(recipe.check), user=recipe.user)
     said = run(client, image.digest, ["sh", "-c", "id -u; id -g; id -un; pwd; python -V; python3 -V"])
     assert said.split() == ["61000", "61000", "sandbox", "/workspace", "Python", "3.11.2", "Python", "3.11.2"]
@@ -142,7 +143,7 @@ def test_the_image_holds_nothing_dangerous_or_of_this_machine(client: docker.Doc
 @pytest.fixture(scope="module")
 def base(client: docker.DockerClient, image: BuiltImage, cache: Path) -> Iterator[str]:
     """A base with Python and pip but without the wheels: what python:slim is elsewhere."""
-    archive = base_archive(load_recipe("cpu"), cache)
+    archive = base_archive(RECIPE, cache)
     digest = image_ids(client, archive.stream())
     yield digest
     remove_with_children(client, digest)
@@ -213,7 +214,7 @@ def test_dockerfile_train_builds_from_a_wheelhouse_without_a_network(
         assert said.split() == ["/opt/train/numpy", "61000", "61000", "/workspace"]
         environment = dict(entry.split("=", 1) for entry in client.images.get(digest).attrs["Config"]["Env"])
         assert not [name for name in environment if name.startswith("PIP")]
-        assert environment["PATH"] == load_recipe("cpu").environment["PATH"]
+        assert environment["PATH"] == RECIPE.environment["PATH"]
     finally:
         client.images.remove(digest, force=True)
 
