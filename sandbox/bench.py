@@ -8,7 +8,7 @@ from pathlib import Path
 from arsandbox.sandbox.config import ProjectConfig
 from arsandbox.sandbox.engines.port import Engine, Outcome
 from arsandbox.sandbox.events import Listener
-from arsandbox.sandbox.models import ChangeSet, Conditions, Finding, ImageRef, StageRecord, Trust
+from arsandbox.sandbox.models import ChangeSet, Conditions, Finding, ImageRef, Reason, StageRecord, TestReport, Trust
 from arsandbox.sandbox.objects import ObjectStore
 from arsandbox.sandbox.prepared import PreparedData
 from arsandbox.sandbox.settings import Settings
@@ -38,6 +38,7 @@ class Bench:
     data: PreparedData | None
     listener: Listener
     audit: bool = False
+    expected_tests: tuple[str, ...] | None = None
 
     @property
     def longest_s(self) -> float:
@@ -53,6 +54,7 @@ class Measurement:
     value: float | None = None
     trust: Trust | None = None
     tampered: str | None = None
+    tests_failed: bool = False
     unknowable: str | None = None
     problem: str | None = None
     train: Outcome | None = None
@@ -60,9 +62,11 @@ class Measurement:
     self_reported: dict[str, float] = field(default_factory=dict)
     stages: list[StageRecord] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
+    tests: TestReport | None = None
     change_set: ChangeSet = field(default_factory=ChangeSet)
     artifacts: dict[str, str] = field(default_factory=dict)
     artifact_directory: Path | None = None
+    reports: Path | None = None
     evaluator_changed: list[str] = field(default_factory=list)
     conditions: Conditions | None = None
     disturbed: list[str] = field(default_factory=list)
@@ -70,6 +74,11 @@ class Measurement:
     evaluate_s: float = 0.0
     diff_s: float = 0.0
     teardown_s: float = 0.0
+
+    @property
+    def ended_well(self) -> bool:
+        """Whether training ended in a way that leaves a value to be read."""
+        return self.train is not None and (self.train.termination.reason is Reason.COMPLETED or self.tests_failed)
 
     def remark(self, code: str, detail: str) -> None:
         """Add a finding."""

@@ -96,15 +96,19 @@ class Section(BaseModel):
 
 
 class MetricConfig(Section):
-    """The number that decides. `source` is `evaluate` (trusted) or `stdout` (self-reported).
+    """The number that decides. `source` is `evaluate` (trusted) or one of the self-reported ones.
 
-    `evaluator` names the files that compute a self-reported number: they are protected, and verified by
-    hash before and after the run (trust L1).
+    `stdout` and `file` are what the run prints or writes to `file`; `pytest` and `coverage` are the junit and
+    Cobertura reports in `file`, or without one the closing lines on standard output. `tests` is a junit report
+    beside a coverage one: coverage counts only while the expected tests pass. `evaluator` names the files that
+    compute a self-reported number: they are protected, and verified by hash before and after the run (L1).
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.:/-]{0,99}$")] = "val_bpb"
     goal: Goal = "min"
-    source: Literal["evaluate", "stdout"] = "stdout"
+    source: Literal["evaluate", "stdout", "file", "pytest", "coverage"] = "stdout"
+    file: RepositoryPath | None = None
+    tests: RepositoryPath | None = None
     plausible: tuple[Finite, Finite] | None = None
     evaluator: tuple[RepositoryPath, ...] = ()
 
@@ -238,11 +242,20 @@ class ProjectConfig(Section):
                 f"{where}: metric.source is 'evaluate' but there is no [evaluate] section",
                 hint='add [evaluate] with a command and artifacts, or set source = "stdout"',
             )
-        if self.metric.source == "stdout" and self.evaluate is not None:
+        if self.metric.source != "evaluate" and self.evaluate is not None:
             raise UsageError(
-                f"{where}: there is an [evaluate] section but metric.source is 'stdout'",
+                f"{where}: there is an [evaluate] section but metric.source is {self.metric.source!r}",
                 hint='set source = "evaluate" in [metric]',
             )
+        if self.metric.source == "file" and self.metric.file is None:
+            raise UsageError(f"{where}: metric.source is 'file' but there is no metric.file")
+        if self.metric.file is not None and self.metric.source in ("evaluate", "stdout"):
+            raise UsageError(
+                f"{where}: metric.file is not read with source = {self.metric.source!r}",
+                hint='set source = "file", "pytest" or "coverage"',
+            )
+        if self.metric.tests is not None and self.metric.source != "coverage":
+            raise UsageError(f"{where}: metric.tests is the junit report beside source = 'coverage' alone")
         problem = self.evaluate.problem() if self.evaluate is not None else None
         if problem is not None:
             raise UsageError(f"{where}: {problem}", hint="docs/evaluators.md shows a section for each interface")

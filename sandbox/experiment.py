@@ -10,12 +10,12 @@ import re
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
 from arsandbox.sandbox import candidate as candidates
-from arsandbox.sandbox import decision, host, prepared, promotion, recovery, state
+from arsandbox.sandbox import decision, host, prepared, promotion, recovery, reported, state
 from arsandbox.sandbox import settings as configuration
 from arsandbox.sandbox.bench import declared_trust
 from arsandbox.sandbox.candidate import Candidate
@@ -30,7 +30,6 @@ from arsandbox.sandbox.models import (
     MetricInfo,
     PolicyInfo,
     Promotion,
-    Reason,
     Record,
     Timing,
     Usage,
@@ -226,6 +225,9 @@ class _Experiment:
         self._setup = what.settings.digest(image=what.image.digest, fixed_tree=what.fixed[0], data=data)
         self._draft = self._draft.model_copy(update={"setup_sha256": self._setup, "data_sha256": data})
         baseline = None if self._candidate.is_base else self._baseline(what.champion.commit)
+        if baseline is not None:
+            kept = what.repository.state / "experiments" / baseline.id
+            bench = replace(bench, expected_tests=reported.expected_tests(baseline, kept))
         measure(bench, self._candidate, seed=self._seed, run=self._place, into=self._seen)
         return self._judge(baseline, what.champion)
 
@@ -304,7 +306,7 @@ class _Experiment:
         seen = self._seen
         assert seen.train is not None  # noqa: S101 - measured
         ended = seen.train.termination
-        if ended.reason is not Reason.COMPLETED:
+        if not seen.ended_well:
             return Verdict(ended.reason.value), f"training: {ended.detail}"
         if seen.tampered:
             return Verdict.TAMPERED, seen.tampered
@@ -372,6 +374,7 @@ class _Experiment:
                 "trust": seen.trust or declared_trust(what.settings.project),
                 "findings": tuple(seen.findings),
                 "stages": tuple(seen.stages),
+                "tests": seen.tests,
                 "change_set": seen.change_set,
                 "artifacts": seen.artifacts,
                 "conditions": seen.conditions,

@@ -8,7 +8,7 @@ import time
 from bisect import bisect_left
 from pathlib import Path
 
-from arsandbox.sandbox import hygiene
+from arsandbox.sandbox import hygiene, reported
 from arsandbox.sandbox.bench import Bench as Bench
 from arsandbox.sandbox.bench import Measurement as Measurement
 from arsandbox.sandbox.bench import determinism as determinism
@@ -31,25 +31,22 @@ def measure(bench: Bench, candidate: Candidate, *, seed: int, run: RunDirectory,
     """Train and evaluate; fills `into` step by step, so that an interruption loses nothing seen so far."""
     _train(bench, candidate, seed, run, into)
     assert into.train is not None  # noqa: S101 - just run
-    if into.train.termination.reason is not Reason.COMPLETED or into.tampered:
+    into.tests_failed = reported.tests_may_fail(bench, into)
+    if not into.ended_well or into.tampered:
         return
     name = bench.settings.project.metric.name
     if bench.settings.project.evaluate is None:
-        into.value = into.self_reported.get(name)
-        into.trust = into.trust or "L0"
-        into.metrics = dict(into.self_reported)
-        if into.value is None:
-            into.problem = into.problem or f"the output has no {name}"
+        reported.value(bench, into.reports or run.scratch, run.keep, into)
         return
     if not into.artifacts or into.artifact_directory is None:
         into.problem = f"training left no artifact at {', '.join(bench.settings.project.evaluate.artifacts)}"
         return
     evaluate(bench, candidate, into.artifact_directory, run=run, into=into)
-    reported = into.self_reported.get(name)
-    if into.value is not None and reported is not None:
-        distance = abs(reported - into.value)
+    said = into.self_reported.get(name)
+    if into.value is not None and said is not None:
+        distance = abs(said - into.value)
         if distance > CONFLICT_SHARE * abs(into.value):
-            into.remark("conflict", f"the run printed {name} {reported:.6g}, the evaluation found {into.value:.6g}")
+            into.remark("conflict", f"the run printed {name} {said:.6g}, the evaluation found {into.value:.6g}")
 
 
 def _train(bench: Bench, candidate: Candidate, seed: int, run: RunDirectory, into: Measurement) -> None:
@@ -117,6 +114,9 @@ def _read_back(bench: Bench, candidate: Candidate, stage: StageRun, into: Measur
     scanned = time.monotonic()
     into.change_set = stage.sandbox.changes()
     into.tampered = _tampering(bench, candidate, into)
+    into.reports = into.artifact_directory.with_suffix(".reports") if into.artifact_directory else None
+    if into.reports is not None:
+        reported.collect(stage.sandbox, bench.settings.project.metric, into.reports)
     declared = bench.settings.project.evaluate
     if declared is not None and stage.outcome.termination.reason is Reason.COMPLETED:
         assert into.artifact_directory is not None  # noqa: S101 - made before the run

@@ -1,7 +1,8 @@
 """Bytes in, numbers out: the dialects in which training code reports metrics.
 
-Read are, in this order on each line: `METRIC name=value`; one JSON object of numbers; and the lines
-`name: value` after the last `---` (karpathy/autoresearch's summary block). The last value of a name
+Read are, in this order on each line: `METRIC name=value`; one JSON object of numbers; the lines
+`name: value` after the last `---` (karpathy/autoresearch's summary block); and the closing lines of
+pytest (`passed`, `failed`, `skipped`, `pass_rate`) and coverage (`line_rate`). The last value of a name
 counts, in whichever dialect it was said. What is read here is the candidate's word, unless the output
 is a trusted evaluator's.
 """
@@ -18,6 +19,9 @@ _NAME = r"[A-Za-z_][A-Za-z0-9_.:/-]{0,99}"
 _NUMBER = r"[+-]?(?:\d{1,400}(?:\.\d{0,400})?|\.\d{1,400})(?:[eE][+-]?\d{1,5})?|[+-]?(?:nan|inf|infinity)"
 _METRIC = re.compile(rf"METRIC\s+({_NAME})\s*=\s*({_NUMBER})\s*", re.IGNORECASE | re.ASCII)
 _SUMMARY = re.compile(rf"({_NAME}):\s+({_NUMBER})\s*", re.IGNORECASE | re.ASCII)
+_PYTEST = re.compile(r"=+ (\d[^=]{0,300}) in \d+(?:\.\d+)?s(?: \([0-9:]+\))? =+", re.ASCII)
+_COUNT = re.compile(r"(\d{1,9}) (passed|failed|errors?|skipped|xfailed|xpassed|deselected|warnings?)", re.ASCII)
+_COVERAGE = re.compile(r"TOTAL(?:\s+\d{1,12}){2,4}\s+(\d{1,3}(?:\.\d{1,6})?)%", re.ASCII)
 _LONGEST_LINE = 100_000
 
 
@@ -99,6 +103,20 @@ class MetricReader:
             self._json(text)
         elif self._in_summary and (match := _SUMMARY.fullmatch(text)):
             self._add(self._summary, match[1], match[2])
+        elif match := _PYTEST.fullmatch(text):
+            self._tests(match[1])
+        elif match := _COVERAGE.fullmatch(text):
+            self._add(self._explicit, "line_rate", str(float(match[1]) / 100))
+
+    def _tests(self, text: str) -> None:
+        """pytest's closing line: what was skipped, deselected or expected to fail says nothing of the pass rate."""
+        counts = {kind: int(count) for count, kind in _COUNT.findall(text)}
+        passed = counts.get("passed", 0)
+        failed = counts.get("failed", 0) + counts.get("error", 0) + counts.get("errors", 0)
+        for name, count in (("passed", passed), ("failed", failed), ("skipped", counts.get("skipped", 0))):
+            self._add(self._explicit, name, str(count))
+        if passed + failed:
+            self._add(self._explicit, "pass_rate", str(passed / (passed + failed)))
 
     def _json(self, text: str) -> None:
         try:

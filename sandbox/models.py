@@ -231,6 +231,22 @@ class Promotion(Model):
     ref: str
 
 
+class TestReport(Model):
+    """A test suite's report as the host read it, held against the tests that the base is known to have.
+
+    `expected_sha256` names their list; `lost` are those of them that did not pass although they should
+    have, the first few by name: missing, skipped or failed.
+    """
+
+    expected: int
+    passed: int
+    missing: int
+    skipped: int
+    failed: int
+    lost: tuple[str, ...] = ()
+    expected_sha256: str
+
+
 class Timing(Model):
     """Seconds by the host's monotonic clock."""
 
@@ -342,6 +358,7 @@ class Record(Model):
     decision: Decision | None = None
     promotion: Promotion | None = None
     stages: tuple[StageRecord, ...] = ()
+    tests: TestReport | None = None
     change_set: ChangeSet = ChangeSet()
     artifacts: dict[str, str] = Field(default_factory=dict)
     timing: Timing = Timing()
