@@ -6,27 +6,21 @@ labelled before it exists, and recovery.py finishes it at the next start.
 
 from __future__ import annotations
 
-import re
 import secrets
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from datetime import datetime
-from pathlib import Path
+from dataclasses import replace
 
 from arsandbox.sandbox import candidate as candidates
 from arsandbox.sandbox import decision, host, prepared, promotion, recovery, reported, state
-from arsandbox.sandbox import settings as configuration
 from arsandbox.sandbox.bench import declared_trust
 from arsandbox.sandbox.candidate import Candidate
 from arsandbox.sandbox.engines.port import Engine
-from arsandbox.sandbox.errors import ArsandboxError, Interrupted, MachineError, UsageError
+from arsandbox.sandbox.errors import ArsandboxError, Interrupted, UsageError
 from arsandbox.sandbox.events import Listener
 from arsandbox.sandbox.ledger import Ledger
 from arsandbox.sandbox.measure import Bench, Measurement, determinism, measure
 from arsandbox.sandbox.models import (
     Baseline,
-    ImageRef,
     MetricInfo,
     PolicyInfo,
     Promotion,
@@ -36,95 +30,15 @@ from arsandbox.sandbox.models import (
     Verdict,
     utc_now,
 )
-from arsandbox.sandbox.repository import Repository
+from arsandbox.sandbox.planning import Champion as Champion
+from arsandbox.sandbox.planning import Plan as Plan
+from arsandbox.sandbox.planning import Request as Request
+from arsandbox.sandbox.planning import champion_of as champion_of
+from arsandbox.sandbox.planning import plan as plan
+from arsandbox.sandbox.planning import require_image as require_image
 from arsandbox.sandbox.requirements import require_engine
 from arsandbox.sandbox.run_directory import RunDirectory, run_directory
-from arsandbox.sandbox.settings import Options, Settings
-from arsandbox.sandbox.workspace.layers import LayerStore, is_below
-
-_AUTORESEARCH_LAYOUT = ("prepare.py", "train.py", "program.md")
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to run: at most one of `patch` and `commit`; neither means the working tree."""
-
-    path: Path
-    options: Options = field(default_factory=Options)
-    base: str = "HEAD"
-    patch: Path | None = None
-    commit: str | None = None
-
-
-@dataclass(frozen=True)
-class Champion:
-    """The commit to beat, and the promotion branch's tip when that was decided (None: no such branch)."""
-
-    commit: str
-    tip: str | None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A request resolved against the repository; nothing has run yet."""
-
-    repository: Repository
-    base: str
-    settings: Settings
-    image: ImageRef
-    candidate: Candidate
-    branch: str
-    champion: Champion
-    options: Options
-    fixed: tuple[str, tuple[str, ...]]
-    refusals: tuple[str, ...]
-    preferred_branch: str
-
-    def champion_now(self) -> Champion:
-        """The champion as the branch stands at this moment."""
-        return champion_of(
-            self.repository, self.base, self.branch, self.settings, self.fixed[0], preferred=self.preferred_branch
-        )
-
-
-def plan(request: Request, *, find_image: Callable[[str], ImageRef]) -> Plan:
-    """Resolve `request`: base, config, image, frozen candidate, promotion branch. Runs nothing.
-
-    `find_image` maps an image's name to its ImageRef. Raises UsageError, RefusedError, MachineError.
-    """
-    repository = Repository.open(request.path)
-    base = repository.head() if request.base == "HEAD" else repository.resolve(request.base)
-    objects, options = repository.objects, request.options
-    project = configuration.load_project(objects, base)
-    if project is None and (repository.worktree / "arsandbox.toml").exists() and not options.metric:
-        raise UsageError(
-            "arsandbox.toml is not committed, and settings are read from the base commit",
-            hint="git add arsandbox.toml && git commit -m 'add arsandbox.toml'",
-        )
-    settings = configuration.resolve(project, options)
-    image = find_image(settings.project.image)
-    fixed = prepared.fixed_tree(objects, base, settings, repository.state / "fixed")
-    _require_heldout(repository, base, settings)
-    if request.patch is not None:
-        candidate = candidates.from_patch(objects, base, request.patch)
-    elif request.commit is not None:
-        candidate = candidates.from_commit(objects, base, repository.resolve(request.commit))
-    else:
-        candidate = candidates.from_worktree(repository, base, settings.rules)
-    preferred, branch = _branches(repository, base, options.tag)
-    return Plan(
-        repository=repository,
-        base=base,
-        settings=settings,
-        image=image,
-        candidate=candidate,
-        branch=branch,
-        champion=champion_of(repository, base, branch, settings, fixed[0], preferred=preferred),
-        options=options,
-        fixed=fixed,
-        preferred_branch=preferred,
-        refusals=tuple(candidates.refusals(candidate, objects, settings.rules, settings.policy)),
-    )
+from arsandbox.sandbox.workspace.layers import LayerStore
 
 
 def run(what: Plan, engine: Engine, listener: Listener) -> Record:
@@ -157,15 +71,6 @@ def prepare(what: Plan, engine: Engine, listener: Listener) -> str | None:
     except KeyboardInterrupt as error:
         raise Interrupted("interrupted; the sandbox is gone") from error
     return data.sha256 if data else None
-
-
-def require_image(engine: Engine, image: ImageRef) -> None:
-    """Raises MachineError unless the engine holds the image with that digest."""
-    if not engine.has_image(image.digest):
-        raise MachineError(
-            f"image {image.name} ({image.digest[:19]}…) is pinned but not in the engine",
-            hint=f"arsandbox image build {image.name}",
-        )
 
 
 def _measured(what: Plan, candidate: Candidate, engine: Engine, listener: Listener, ledger: Ledger) -> Record:
@@ -430,46 +335,3 @@ class _Experiment:
             environment=host.environment(),
             determinism={name: project.environment.get(name, value) for name, value in determinism(self._seed).items()},
         )
-
-
-def _require_heldout(repository: Repository, base: str, settings: Settings) -> None:
-    """Raises UsageError for held-out data that does not exist: misspelt, it would stay visible to training."""
-    outputs = settings.project.prepare.outputs if settings.project.prepare else ()
-    for path in settings.heldout:
-        if not is_below(path, outputs) and not repository.objects.files_below(base, path):
-            raise UsageError(
-                f"evaluate.data names {path!r}, which is neither in the base commit nor below [prepare] outputs",
-                hint="held-out data must be one of them, or training could see it",
-            )
-
-
-def _branches(repository: Repository, base: str, tag: str | None) -> tuple[str, str]:
-    """The promotion branch by the layout's convention, and the one to use: never one that is checked out."""
-    name = tag or datetime.now().astimezone().strftime("%b%d").lower()
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,80}", name) or ".." in name or name.endswith((".lock", ".")):
-        raise UsageError(f"--tag {name!r}: not usable in a branch name", hint="letters, digits, - and _")
-    paths = {entry for entry in _AUTORESEARCH_LAYOUT if repository.objects.read(f"{base}:{entry}") is not None}
-    layout = "autoresearch" if len(paths) == len(_AUTORESEARCH_LAYOUT) else "arsandbox"
-    return f"{layout}/{name}", promotion.branch_name(repository, layout=layout, tag=name)
-
-
-def champion_of(
-    repository: Repository, base: str, branch: str, settings: Settings, fixed_digest: str, *, preferred: str = ""
-) -> Champion:
-    """The branch's tip, or `base` when there is none or the base already holds it.
-
-    While promotions are diverted to `branch`, since `preferred` is checked out, the latter's tip counts too.
-    Raises UsageError when branch and base have gone different ways.
-    """
-    tip = repository.branch_tip(branch)
-    best = tip or (repository.branch_tip(preferred) if preferred else None)
-    if best is None or best == base or repository.is_ancestor(best, base):
-        return Champion(base, tip)
-    if repository.is_ancestor(base, best):
-        theirs, _ = prepared.fixed_tree(repository.objects, best, settings, repository.state / "fixed")
-        if theirs == fixed_digest:
-            return Champion(best, tip)
-    raise UsageError(
-        f"the promotion branch {branch} and the base {base[:12]} have gone different ways",
-        hint=f"start a new branch with --tag NAME, or: git merge {branch}",
-    )
