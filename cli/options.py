@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 Repo = Annotated[Path, typer.Option("--repo", help="The git repository (any directory in it).")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, and nothing else there.")]
 EngineName = Annotated[str, typer.Option("--engine", help="What runs the sandboxes.")]
+PolicyName = Annotated[str | None, typer.Option("--policy", help="A preset (strict, gpu, ...) or a policy file.")]
 Experiment = Annotated[str, typer.Argument(metavar="ID", help="An experiment's id, its beginning or its end.")]
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from arsandbox.cli.options import EngineName, Experiment, Json, Repo, find_image, open_engine
+from arsandbox.cli.options import EngineName, Experiment, Json, PolicyName, Repo, find_image, open_engine
 
 if TYPE_CHECKING:
     from arsandbox.sandbox.experiment import Plan
@@ -30,6 +30,7 @@ def run(
     memory: Annotated[str | None, typer.Option(help="Memory, no swap: 512m, 16g.")] = None,
     pids: Annotated[int | None, typer.Option(help="Processes and threads, like 512.")] = None,
     disk: Annotated[str | None, typer.Option(help="What the run may write: 2g.")] = None,
+    policy: PolicyName = None,
     metric: Annotated[str | None, typer.Option(help="The metric's name.")] = None,
     goal: Annotated[str | None, typer.Option(help="min or max.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, max=2**32 - 1, help="Instead of a fresh one, like 42.")] = None,
@@ -76,6 +77,7 @@ def run(
         promote=not no_promote,
         accept_self_reported=accept_self_reported,
         audit=audit,
+        policy=policy,
     )
     listener = ProgressListener(quiet=json)
     request = experiment.Request(repo, options, base=base, patch=patch, commit=commit)

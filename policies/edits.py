@@ -35,14 +35,19 @@ class Edit:
 
 @dataclass(frozen=True)
 class EditRules:
-    """`editable` and `protected` are gitignore-style patterns of the base commit's config."""
+    """`editable` and `protected` are gitignore-style patterns of the base commit's config.
+
+    `bounds` are the policy's groups of patterns: an editable path matches one of each group, too.
+    """
 
     editable: tuple[str, ...]
     protected: tuple[str, ...]
+    bounds: tuple[tuple[str, ...], ...] = ()
 
     def is_editable(self, path: str) -> bool:
         """Whether a candidate may change `path`."""
-        return _spec(self.editable).match_file(path) and not self.is_protected(path)
+        groups = (self.editable, *self.bounds)
+        return all(_spec(group).match_file(path) for group in groups) and not self.is_protected(path)
 
     def is_protected(self, path: str) -> bool:
         """Whether `path` is declared as protected."""
@@ -60,6 +65,9 @@ class EditRules:
             return f"{path!a}: names with control, invisible or ambiguous characters are refused"
         if self.is_protected(path):
             return f"{path}: is protected"
+        for group in self.bounds:
+            if not _spec(group).match_file(path):
+                return f"{path}: the policy allows edits of nothing but {', '.join(group)}"
         if not self.is_editable(path):
             return f"{path}: is not among the editable paths ({', '.join(self.editable)})"
         if _EXECUTED.search(path) and path not in self.editable:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, ValidationError
 
 from arsandbox.policies.edits import EditRules
+from arsandbox.policies.model import Limits, Policy, PolicyFile
 from arsandbox.sandbox.errors import UsageError
 from arsandbox.sandbox.models import Goal
 from arsandbox.sandbox.quantities import LONGEST_SECONDS, parse_duration, parse_size
@@ -234,6 +235,7 @@ class ProjectConfig(Section):
     limits: LimitsConfig = LimitsConfig()
     decision: DecisionConfig = DecisionConfig()
     measurement: MeasurementConfig = MeasurementConfig()
+    policy: PolicyFile | None = None
 
     def check(self, where: str) -> ProjectConfig:
         """Refuse combinations that cannot work, as UsageError naming `where`; returns self."""
@@ -329,5 +331,8 @@ def _keys_at(location: tuple[int | str, ...]) -> list[str]:
         "decision": DecisionConfig,
         "measurement": MeasurementConfig,
     }
+    if location and location[0] == "policy":
+        tables: type[BaseModel] = Policy if "stage" in location else PolicyFile
+        return list((Limits if location[-1] == "limits" else tables).model_fields)
     model = sections.get(str(location[-1]), ProjectConfig) if location else ProjectConfig
     return list(model.model_fields)

@@ -36,7 +36,7 @@ from arsandbox.sandbox.planning import Request as Request
 from arsandbox.sandbox.planning import champion_of as champion_of
 from arsandbox.sandbox.planning import plan as plan
 from arsandbox.sandbox.planning import require_image as require_image
-from arsandbox.sandbox.requirements import require_engine
+from arsandbox.sandbox.requirements import not_promotable, require_engine
 from arsandbox.sandbox.run_directory import RunDirectory, run_directory
 from arsandbox.sandbox.workspace.layers import LayerStore
 
@@ -50,7 +50,8 @@ def run(what: Plan, engine: Engine, listener: Listener) -> Record:
     """
     for line in recovery.recover(what.repository.state, engine):
         listener.note(f"cleaned up after a dead controller: {line}")
-    require_engine(what.settings.policy, engine.info())
+    for policy in what.settings.used_policies:
+        require_engine(policy, engine.info())
     require_image(engine, what.image)
     if what.branch != what.preferred_branch:
         listener.note(f"{what.preferred_branch} is checked out and never moved: a winner goes to {what.branch}")
@@ -63,7 +64,8 @@ def run(what: Plan, engine: Engine, listener: Listener) -> Record:
 def prepare(what: Plan, engine: Engine, listener: Listener) -> str | None:
     """Run the prepare stage if its outputs are not cached; returns their digest, None without a stage."""
     recovery.recover(what.repository.state, engine)
-    require_engine(what.settings.policy, engine.info())
+    for policy in what.settings.used_policies:
+        require_engine(policy, engine.info())
     require_image(engine, what.image)
     try:
         with Ledger.open(what.repository.state) as ledger, run_directory(what.repository.state) as place:
@@ -227,9 +229,11 @@ class _Experiment:
         options = self._plan.options
         if not options.promote:
             return "--no-promote"
-        if self._seen.trust in ("L0", "L1") and not options.accept_self_reported:
-            return f"the value is self-reported ({self._seen.trust}); --accept-self-reported promotes it"
-        return None
+        return not_promotable(
+            self._plan.settings.policy,
+            self._seen.trust,
+            accept_self_reported=options.accept_self_reported,
+        )
 
     def _promote(self, reason: str, champion: Champion) -> Record | None:
         """Promote and return the final record, or None when the branch has moved under us."""

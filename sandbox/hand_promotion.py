@@ -11,6 +11,7 @@ from arsandbox.sandbox.experiment import champion_of
 from arsandbox.sandbox.ledger import Ledger
 from arsandbox.sandbox.models import Baseline, Promotion, Record, Verdict, utc_now
 from arsandbox.sandbox.repository import Repository
+from arsandbox.sandbox.requirements import not_promotable
 from arsandbox.sandbox.run_directory import run_directory
 
 
@@ -24,11 +25,10 @@ def promote(repository: Repository, record: Record, *, accept_self_reported: boo
         raise UsageError(f"experiment {record.id} is no winner ({record.verdict.value})", hint="arsandbox history")
     if record.promotion is not None:
         raise UsageError(f"experiment {record.id} was promoted already, to {record.promotion.ref}")
-    if record.trust in ("L0", "L1") and not accept_self_reported:
-        raise RefusedError(
-            f"the value of {record.id} is self-reported (L0)", hint="--accept-self-reported promotes it all the same"
-        )
     settings = rebuild.settings_of(repository, record)
+    blocked = not_promotable(settings.policy, record.trust, accept_self_reported=accept_self_reported)
+    if blocked:
+        raise RefusedError(f"{record.id} is not promoted: {blocked}", hint="arsandbox policy show")
     candidate = rebuild.candidate_of(repository, record)
     refusals = candidates.refusals(candidate, repository.objects, settings.rules, settings.policy)
     if refusals:

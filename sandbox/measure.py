@@ -163,7 +163,7 @@ def _evaluate_apart(
         command=plan_of.command,
         environment={**determinism(0), **settings.project.environment},
         layers=(*stack, artifacts),
-        limits=settings.policy.limits,
+        limits=settings.policy_for(Stage.EVALUATE).limits,
         limit_s=plan_of.timeout,
         log=run.keep / "evaluate.log",
         metric=settings.project.metric.name,

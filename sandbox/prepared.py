@@ -47,7 +47,7 @@ def fixed_tree(objects: ObjectStore, base: str, settings: Settings, cache: Path)
     Cached by tree in `cache`, since listing a large tree costs more than everything else. Raises StateError.
     """
     tree, rules = objects.tree_of(base), settings.rules
-    name = hashlib.sha256(repr((tree, rules.editable, rules.protected)).encode()).hexdigest()[:40]
+    name = hashlib.sha256(repr((tree, rules.editable, rules.protected, rules.bounds)).encode()).hexdigest()[:40]
     file = state.make_private(cache) / f"{name}.json"
     try:
         known, editable = json.loads(file.read_text())
@@ -179,13 +179,14 @@ def _run(
         *layers.layers(base, without=heldout).paths,
     )
     listener.note("preparing data (once for this base)")
+    policy = settings.policy_for(Stage.PREPARE)
     stage = StagePlan(
         stage=Stage.PREPARE,
         image=image,
         command=plan.command,
         environment={**settings.project.environment, "ARSANDBOX_SEED": str(seed), "PYTHONHASHSEED": "0"},
         layers=stack,
-        limits=settings.policy.limits,
+        limits=policy.limits,
         limit_s=plan.timeout,
         log=fresh / "prepare.log",
     )
@@ -202,7 +203,6 @@ def _run(
         collected_root = fresh / "collected"
         with _writing(fresh):
             collected_root.mkdir()
-        policy = settings.policy
         with _writing(fresh):
             collected = run.sandbox.collect(
                 plan.outputs, collected_root, most_bytes=policy.artifact_bytes, most_files=policy.artifact_files

@@ -1,8 +1,8 @@
-"""Whether an engine is as strong as the policy demands; nothing weaker is ever used quietly."""
+"""Whether an engine is as strong as the policy demands, and a result good enough to be promoted."""
 
 from __future__ import annotations
 
-from arsandbox.policies.model import ISOLATION, Policy
+from arsandbox.policies.model import ISOLATION, Policy, Trust
 from arsandbox.sandbox.errors import MachineError
 from arsandbox.sandbox.models import EngineInfo, Guarantee, Guarantees
 
@@ -24,3 +24,23 @@ def require_engine(policy: Policy, engine: EngineInfo) -> None:
                 f"{getattr(kept, name).value}",
                 hint="arsandbox doctor says what is missing; or use another engine (--engine docker)",
             )
+    if policy.network == "allowlist":
+        raise MachineError(
+            f"the policy grants a network to {', '.join(policy.hosts)}, but the {engine.name} engine here offers none",
+            hint='leave `network = "none"` (what needs a network can run before, outside)',
+        )
+
+
+def not_promotable(policy: Policy, trust: Trust | None, *, accept_self_reported: bool) -> str | None:
+    """Why the policy lets no result of `trust` be promoted, or None where it may be."""
+    if trust is None:
+        return "it has no value that could be trusted at any level"
+    if trust < policy.promote_trust:
+        return f"the policy promotes from trust level {policy.promote_trust} on (promote_trust), and this is {trust}"
+    if trust not in ("L0", "L1"):
+        return None
+    if policy.self_reported == "never":
+        return f"the value is self-reported ({trust}), and the policy says self_reported = 'never'"
+    if not accept_self_reported:
+        return f"the value is self-reported ({trust}); --accept-self-reported promotes it"
+    return None

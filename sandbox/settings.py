@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import ValidationError
-
 from arsandbox.policies.edits import EditRules
-from arsandbox.policies.model import Limits, Policy
+from arsandbox.policies.meet import Effective
+from arsandbox.policies.model import RESERVED, Policy, StageName
+from arsandbox.policies.rules import Names
 from arsandbox.sandbox import config
 from arsandbox.sandbox.canonical import digest
 from arsandbox.sandbox.config import ProjectConfig
-from arsandbox.sandbox.errors import MachineError, UsageError
+from arsandbox.sandbox.errors import RefusedError, UsageError
+from arsandbox.sandbox.models import Stage
 from arsandbox.sandbox.objects import ObjectStore
+from arsandbox.sandbox.policy_sources import stage_policies
 from arsandbox.sandbox.quantities import parse_duration
 
 _LEAST_GRACE_S = 10.0
@@ -38,6 +40,7 @@ class Options:
     promote: bool = True
     accept_self_reported: bool = False
     audit: bool = False
+    policy: str | None = None
 
 
 @dataclass(frozen=True)
@@ -45,9 +48,25 @@ class Settings:
     """Resolved and validated; everything that a run depends on but the candidate itself."""
 
     project: ProjectConfig
-    policy: Policy
+    policies: Mapping[str, Effective]
     budget_s: float
     grace_s: float
+
+    @property
+    def policy(self) -> Policy:
+        """The training stage's policy; what it says of edits and promotion holds for the experiment."""
+        return self.policy_for(Stage.TRAIN)
+
+    def policy_for(self, stage: Stage | StageName) -> Policy:
+        """The policy that holds for `stage`."""
+        return self.policies[str(stage)].policy
+
+    @property
+    def used_policies(self) -> tuple[Policy, ...]:
+        """The policies of the stages that this project has."""
+        judging = [Stage.EVALUATE, Stage.MODEL, Stage.SCORE] if self.project.evaluate else []
+        preparing = [Stage.PREPARE] if self.project.prepare else []
+        return tuple(self.policy_for(stage) for stage in (*preparing, Stage.TRAIN, *judging))
 
     @property
     def deadline_s(self) -> float:
@@ -57,10 +76,8 @@ class Settings:
     @property
     def rules(self) -> EditRules:
         """Which edits are allowed; the config itself and what evaluates are always protected."""
-        return EditRules(
-            editable=self.project.editable,
-            protected=(*self.project.protected, *self.project.metric.evaluator, config.FILE_NAME),
-        )
+        protected = (*self.project.protected, *self.project.metric.evaluator, *self.policy.protected, config.FILE_NAME)
+        return EditRules(editable=self.project.editable, protected=protected, bounds=self.policy.editable)
 
     @property
     def heldout(self) -> tuple[str, ...]:
@@ -75,9 +92,9 @@ class Settings:
     def digest(self, *, image: str, fixed_tree: str, data: str | None) -> str:
         """Names the measuring set-up: values are comparable where, and only where, this is equal."""
         project = self.project.model_dump(
-            mode="json", exclude={"decision", "editable", "protected", "image", "measurement"}
+            mode="json", exclude={"decision", "editable", "protected", "image", "measurement", "policy"}
         )
-        limits = self.policy.limits.model_dump(mode="json")
+        limits = self.policy.limits.model_dump(mode="json", exclude={"wall_s"})  # a bound on what is measured with
         document = {
             "project": {**project, "budget": self.budget_s, "grace": self.grace_s},
             "limits": limits,
@@ -112,13 +129,16 @@ def resolve(project: ProjectConfig | None, options: Options) -> Settings:
             '--audit needs a model that can be asked: [evaluate] with interface = "lm"',
             hint="docs/integrity.md says how to move a project there",
         )
+    policies = stage_policies(project, limits=options.limits, named=options.policy)
     budget = options.budget_s if options.budget_s is not None else project.budget
     if budget <= 0:
         raise UsageError("--budget must be longer than nothing", hint="write it like 90s, 5m or 1h30m")
     grace = options.grace_s if options.grace_s is not None else project.grace
     if grace is None:
         grace = max(_LEAST_GRACE_S, budget / 10)
-    return Settings(project, _policy(project, options), budget, grace)
+    settings = Settings(project, policies, budget, grace)
+    _require_allowed(settings)
+    return settings
 
 
 def _with_options(project: ProjectConfig, options: Options) -> ProjectConfig:
@@ -127,7 +147,9 @@ def _with_options(project: ProjectConfig, options: Options) -> ProjectConfig:
         metric["name"] = options.metric
     if options.goal:
         metric["goal"] = options.goal
-    changed: dict[str, Any] = {**project.model_dump(), "metric": metric}
+    changed: dict[str, Any] = {**project.model_dump(exclude={"policy"}), "metric": metric}
+    if project.policy is not None:  # only what it says: what is unset is left to the other sources
+        changed["policy"] = project.policy.model_dump(exclude_unset=True)
     for name, value in (
         ("image", options.image),
         ("command", options.command),
@@ -138,36 +160,27 @@ def _with_options(project: ProjectConfig, options: Options) -> ProjectConfig:
     return config.from_table(changed, "command line")
 
 
-def _policy(project: ProjectConfig, options: Options) -> Policy:
-    cores = float(os.cpu_count() or 1)
-    asked = {
-        "cpus": project.limits.cpus,
-        "memory_bytes": project.limits.memory,
-        "pids": project.limits.pids,
-        "disk_bytes": project.limits.disk,
-        "disk_inodes": project.limits.inodes,
-        "tmp_bytes": project.limits.tmp,
-        "shm_bytes": project.limits.shm,
-        "output_bytes": project.limits.output,
-    }
-    values = {
-        name: value
-        for source in (asked, options.limits)
-        for name, value in source.items()
-        if value is not None  # nothing was said: what the project said stays
-    }
-    values.setdefault("cpus", min(Limits().cpus, cores))
-    try:
-        if values["cpus"] > cores:
-            raise MachineError(
-                f"{values['cpus']:g} cpus are asked for but this machine has {cores:g}", hint=f"--cpus {cores:g}"
+def _require_allowed(settings: Settings) -> None:
+    """Raises RefusedError for a variable or a time that the config asks for and the policy does not allow."""
+    project = settings.project
+    for name in project.environment:
+        if RESERVED.match(name) or not any(Names().covers(one, name) for one in settings.policy.environment):
+            raise RefusedError(
+                f"[environment] sets {name}, but the policy lets only {list(settings.policy.environment)} pass",
+                hint="leave it out, or have the policy's `environment` list it",
             )
-        return Policy(limits=Limits(**values))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise UsageError(f"limit {first['loc'][0]} = {config.shown(first['input'])}: {first['msg']}") from error
-    except (ValueError, OverflowError) as error:
-        raise UsageError("a limit is too large a number") from error
+    times: list[tuple[StageName, str, float]] = [("train", "budget and grace", settings.deadline_s)]
+    if project.prepare:
+        times.append(("prepare", "[prepare] timeout", project.prepare.timeout))
+    if project.evaluate:
+        times.append(("evaluate", "[evaluate] timeout", project.evaluate.timeout))
+    for stage, what, seconds in times:
+        most = settings.policy_for(stage).limits.wall_s
+        if seconds > most:
+            raise RefusedError(
+                f"{what}: {seconds:g} s, but the policy allows the {stage} stage at most {most:g} s (limits.wall_s)",
+                hint="ask for less time, or have the policy allow more",
+            )
 
 
 def _decoded(text: bytes, name: str) -> str:

@@ -194,7 +194,7 @@ class _Evaluation:
             command=command,
             environment={**determinism(0), **settings.project.environment, **own},
             layers=layers,
-            limits=settings.policy.limits,
+            limits=settings.policy_for(stage).limits,
             limit_s=self.config.timeout,
             log=self.run_directory.keep / log,
             mounts=tuple(mounts),

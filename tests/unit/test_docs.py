@@ -118,6 +118,9 @@ def test_limits_and_bounds() -> None:
         text = cells[0].strip("`")
         value = parse_size(text) if name.endswith("_bytes") else float(text)
         assert value == Limits.model_fields[name].default, name
+    assert set(table("docs/policies.md", "Permissions and demands")) >= {
+        name for name in Policy.model_fields if name != "limits" and not name.startswith(("patch_", "artifact_"))
+    }
     toml_names = {cells[1].strip("`") for cells in documented.values()} - {"none"}
     assert toml_names == set(config.LimitsConfig.model_fields)
     text = (ROOT / "docs/policies.md").read_text()

@@ -54,6 +54,6 @@ def test_the_setup_digest_changes_with_what_a_value_depends_on() -> None:
     base = digest(settings.Options())
     assert base == digest(settings.Options(description="x", tag="y"))
     assert base != digest(settings.Options(budget_s=21.0))
-    assert base != digest(settings.Options(limits={"memory_bytes": 2 * 1024**3}))
+    assert base != digest(settings.Options(limits={"memory_bytes": 512 * 1024**2}))
     assert base != digest(settings.Options(command=("python", "other.py")))
     assert len({base, digest(settings.Options(), image="i"), digest(settings.Options(), data="d")}) == 3
