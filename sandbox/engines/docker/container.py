@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import docker
 from docker.types import LogConfig, Mount, Ulimit
 
+from arsandbox.policies.seccomp import docker_profile
 from arsandbox.sandbox.engines import init
 from arsandbox.sandbox.engines.port import SandboxSpec
 
@@ -30,7 +32,7 @@ def host_config(api: docker.APIClient, spec: SandboxSpec, *, volume: str) -> dic
         read_only=True,
         network_mode="none",
         cap_drop=["ALL"],
-        security_opt=["no-new-privileges"],
+        security_opt=["no-new-privileges", f"seccomp={docker_profile()}"],
         privileged=False,
         ipc_mode="private",
         nano_cpus=int(limits.cpus * 1e9),
@@ -40,7 +42,11 @@ def host_config(api: docker.APIClient, spec: SandboxSpec, *, volume: str) -> dic
         pids_limit=limits.pids,  # process 1, ours, is one of them
         shm_size=limits.shm_bytes,
         # exec, as the workspace is: compilers of training code (Triton, inductor) load what they put there.
-        tmpfs={"/tmp": f"rw,exec,nosuid,nodev,mode=1777,size={limits.tmp_bytes},nr_inodes={limits.disk_inodes}"},  # noqa: S108
+        tmpfs={
+            "/tmp": f"rw,exec,nosuid,nodev,mode=1777,size={limits.tmp_bytes},nr_inodes={limits.disk_inodes}",  # noqa: S108
+            # The engine's message queue file system is writable for everyone and bound by no limit of ours.
+            "/dev/mqueue": "ro,noexec,nosuid,nodev,mode=0555,size=4k,nr_inodes=1",
+        },
         ulimits=[
             Ulimit(name="core", soft=0, hard=0),
             Ulimit(name="nofile", soft=limits.open_files, hard=limits.open_files),
@@ -84,6 +90,7 @@ def environment(spec: SandboxSpec, uid: int) -> dict[str, str]:
 
 def create(api: docker.APIClient, spec: SandboxSpec, *, name: str, volume: str, uid: int) -> str:
     """Create (not start) the container and return its id. Raises the SDK's exceptions."""
+    own = environment(spec, uid)
     created = api.create_container(
         image=spec.image.digest,
         command=[f"{spec.deadline_s + INSIDE_MARGIN_S:.3f}", *spec.command],
@@ -92,7 +99,7 @@ def create(api: docker.APIClient, spec: SandboxSpec, *, name: str, volume: str, 
         hostname="sandbox",
         user=f"{uid}:{uid}",
         working_dir=WORKSPACE,
-        environment=environment(spec, uid),
+        environment=[*_without(api, spec.image.digest, own), *(f"{name}={value}" for name, value in own.items())],
         labels=spec.labels,
         network_disabled=True,
         stdin_open=False,
@@ -103,3 +110,10 @@ def create(api: docker.APIClient, spec: SandboxSpec, *, name: str, volume: str, 
     )
     identity: str = created["Id"]
     return identity
+
+
+def _without(api: docker.APIClient, image: str, own: Mapping[str, str]) -> list[str]:
+    """The image's other variables, in the form that makes the engine leave them out: names alone."""
+    found: Any = api.inspect_image(image)  # type: ignore[no-untyped-call]
+    told: list[str] = found["Config"].get("Env") or []
+    return [name for name in (line.partition("=")[0] for line in told) if name not in own]
