@@ -65,7 +65,12 @@ def from_patch(objects: ObjectStore, base: str, file: Path) -> Candidate:
         raise UsageError(f"--patch {file}: is larger than 64 MiB")
     if not patch.strip():
         raise UsageError(f"--patch {file}: is empty", hint="make it with: git diff > edit.patch")
-    return _frozen(objects, base, objects.apply_patch(base, patch, name=str(file)))
+    return from_diff(objects, base, patch, name=f"--patch {file}")
+
+
+def from_diff(objects: ObjectStore, base: str, diff: bytes, *, name: str) -> Candidate:
+    """The candidate that `diff`, a git diff called `name` in messages, makes of `base`. Raises UsageError."""
+    return _frozen(objects, base, objects.apply_patch(base, diff, name=name))
 
 
 def from_worktree(repository: Repository, base: str, rules: EditRules) -> Candidate:

@@ -31,6 +31,7 @@ class Stage(StrEnum):
     EVALUATE = "evaluate"
     MODEL = "model"
     SCORE = "score"
+    PROPOSE = "propose"
 
 
 class Reason(StrEnum):

@@ -216,12 +216,12 @@ class ObjectStore:
         paths = sorted({path for done in listed for path in _numstat_paths(done.stdout)})
         if any(done.returncode != 0 for done in listed) or not paths:
             raise UsageError(
-                f"--patch {name}: holds no change that git can read",
+                f"{name}: holds no change that git can read",
                 hint="make it with: git diff > edit.patch",
             )
         for path in paths:
             if not is_plain(path):
-                raise UsageError(f"--patch {name}: {path!r} leads out of the repository")
+                raise UsageError(f"{name}: {path!r} leads out of the repository")
         present = b"".join(
             self.git("ls-tree", "-r", "-z", "--full-tree", base, "--", *paths[start : start + _MANY])
             for start in range(0, len(paths), _MANY)
@@ -239,7 +239,7 @@ class ObjectStore:
             if done.returncode != 0:
                 lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
                 raise UsageError(
-                    f"--patch {name}: does not apply to {base[:12]}: {lines[0].removeprefix('error: ')}",
+                    f"{name}: does not apply to {base[:12]}: {lines[0].removeprefix('error: ')}",
                     hint="make it against the base commit: git diff > edit.patch",
                 )
             after = self.git("ls-files", "-s", "-z", index=index)
