@@ -29,18 +29,18 @@ TABLE: dict[str, tuple[str, ...]] = {
         "ledger:Ledger.intent", "ledger:Ledger.open_experiments",
     ),
     "layers": ("workspace.layers:LayerStore.layers",),
-    "quota: make": ("engines.docker.workspace:HostWorkspace.create", "engines.docker.helper:HelperWorkspace.create"),
+    "quota: make": ("engines.host_workspace:HostWorkspace.create", "engines.docker.helper:HelperWorkspace.create"),
     "container: create": ("engines.docker.container:create", "engines.docker.sandbox:DockerSandbox.__enter__"),
     "container: start to exit": ("engines.docker.sandbox:DockerSandbox.run",),
     "scan": (
-        "engines.docker.workspace:HostWorkspace.changes", "engines.docker.helper:HelperWorkspace.changes",
+        "engines.host_workspace:HostWorkspace.changes", "engines.docker.helper:HelperWorkspace.changes",
         "measure:_tampering",
     ),
     "container: remove": (
         "engines.docker.sandbox:_remove_container", "engines.docker.sandbox:_remove_volume",
         "engines.docker.sandbox:DockerSandbox._remove",
     ),
-    "quota: remove": ("engines.docker.workspace:HostWorkspace.remove", "engines.docker.helper:HelperWorkspace.remove"),
+    "quota: remove": ("engines.host_workspace:HostWorkspace.remove", "engines.docker.helper:HelperWorkspace.remove"),
     "run directory: remove": ("recovery:remove_run",),
 }  # fmt: skip
 

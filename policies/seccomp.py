@@ -8,7 +8,7 @@ import os
 import platform
 import tempfile
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -124,11 +124,12 @@ class _Comparison(ctypes.Structure):
     )
 
 
-def bpf_program() -> bytes:
+def bpf_program(*, without: Collection[str] = ()) -> bytes:
     """The filter for this processor as a BPF program (`struct sock_filter` after `struct sock_filter`).
 
-    For engines that load a filter themselves (bubblewrap's `--seccomp FD`). Made by libseccomp; raises
-    MachineError where that library is missing.
+    `without`: calls that are refused although the filter would allow them. For engines that load a filter
+    themselves (bubblewrap's `--seccomp FD`). Made by libseccomp; raises MachineError where that library is
+    missing.
     """
     _architecture()
     library = _library()
@@ -137,7 +138,8 @@ def bpf_program() -> bytes:
         raise MachineError("libseccomp cannot make a filter")
     try:
         for rule in rules():
-            _add(library, context, rule)
+            if rule.name not in without:
+                _add(library, context, rule)
         with tempfile.TemporaryFile() as file:
             if library.seccomp_export_bpf(ctypes.c_void_p(context), file.fileno()) != 0:
                 raise MachineError("libseccomp cannot export the filter")

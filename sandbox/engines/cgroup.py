@@ -33,13 +33,13 @@ class Cgroup:
         self._files: dict[str, int] = {}
         self._version2: Path | None = None
         self._kill_directories: list[Path] = []
-        mounts = _mounts()
+        mounted = mounts()
         for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
             _, controllers, path = line.split(":", 2)
             if path == "/":
                 continue  # not a cgroup of its own: nothing here is the sandbox's alone
             for controller in controllers.split(",") if controllers else [""]:
-                mount = mounts.get(controller)
+                mount = mounted.get(controller)
                 if mount is not None:
                     self._open(controller, mount / path.lstrip("/"))
 
@@ -145,7 +145,7 @@ _VERSION1 = {
 }
 
 
-def _mounts() -> dict[str, Path]:
+def mounts() -> dict[str, Path]:
     """Controller name to mount point; the empty name is the unified hierarchy."""
     found: dict[str, Path] = {}
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
@@ -162,10 +162,10 @@ def _mounts() -> dict[str, Path]:
 
 def version() -> str:
     """`v2`, `v1` or `hybrid`, as mounted here."""
-    mounts = _mounts()
-    if "" in mounts and (mounts[""] / "cgroup.controllers").exists() and "memory" not in mounts:
+    mounted = mounts()
+    if "" in mounted and (mounted[""] / "cgroup.controllers").exists() and "memory" not in mounted:
         return "v2"
-    return "hybrid" if "" in mounts else "v1"
+    return "hybrid" if "" in mounted else "v1"
 
 
 def _write(path: Path, text: str) -> None:

@@ -52,18 +52,23 @@ class Scan:
 
     At most MOST_LISTED additions are listed (`truncated`), and every other change. `incomplete`: the walk
     stopped at MOST_ENTRIES, or could not read something, so that changes may be missing.
+
+    `copied` is None for an overlay's upper layer. For a workspace that is a copy of the lowers it is the number of
+    entries that were copied: what is missing from it was deleted, what equals the lowers is no change.
     """
 
-    def __init__(self, upper: str, lowers: list[str]) -> None:
+    def __init__(self, upper: str, lowers: list[str], *, copied: int | None = None) -> None:
         self.changes: list[dict[str, Any]] = []
         self.refused: list[str] = []
         self.truncated = self.incomplete = False
         self.bytes = 0
         self._entries = self._added = 0
+        self._most_entries = MOST_ENTRIES + (copied or 0)
+        self._is_copy = copied is not None
         roots = [os.open(lower, _DIRECTORY) for lower in lowers]
         top = os.open(upper, _DIRECTORY)
         try:
-            self._directory(top, roots, b"", 0, opaque=False)
+            self._directory(top, roots, b"", 0, opaque=self._is_copy)
         finally:
             for descriptor in (top, *roots):
                 os.close(descriptor)
@@ -79,7 +84,7 @@ class Scan:
         present = set()
         for name in sorted(os.listdir(f"/proc/self/fd/{upper}".encode())):
             self._entries += 1
-            if self._entries > MOST_ENTRIES:
+            if self._entries > self._most_entries:
                 self.truncated = self.incomplete = True
                 return
             present.add(name)
@@ -89,12 +94,12 @@ class Scan:
                 self._refuse(path + name, f"cannot be read: {error.strerror}")
                 self.incomplete = self.incomplete or bool(lowers)
         if lowers and opaque:
-            for name in sorted(_lower_names(lowers) - present):
+            for name in sorted(lower_names(lowers) - present):
                 self._add(path + name, "deleted", "nothing", 0)
 
     def _entry(self, upper: int, lowers: list[int], name: bytes, path: bytes, depth: int, *, opaque: bool) -> None:
         found = os.stat(name, dir_fd=upper, follow_symlinks=False)
-        below = None if depth and not lowers else _topmost(lowers, name)
+        below = None if depth and not lowers else topmost(lowers, name)
         kind = _KINDS.get(stat.S_IFMT(found.st_mode), "other")
         if _whiteout(found):
             if below is not None:
@@ -111,6 +116,8 @@ class Scan:
             self._add(path, "replaced", kind, size)
         elif kind != "directory" and not _same(upper, lowers, name, found, below):
             self._add(path, "modified", kind, size)
+        elif kind != "directory" and self._is_copy:
+            self.bytes -= found.st_blocks * 512  # it was there before
         if kind == "directory":
             self._subdirectory(upper, lowers, name, path, depth, opaque=opaque)
 
@@ -124,7 +131,7 @@ class Scan:
         inner_lowers: list[int] = []
         inner = os.open(name, _DIRECTORY, dir_fd=upper)
         try:
-            _open_lowers(lowers, name, inner_lowers)
+            open_lowers(lowers, name, inner_lowers)
             self._directory(inner, inner_lowers, path + b"/", depth + 1, opaque=opaque)
         finally:
             for descriptor in (inner, *inner_lowers):
@@ -152,7 +159,7 @@ def _opaque(descriptor: int) -> bool:
         raise
 
 
-def _lower_names(lowers: list[int]) -> set[bytes]:
+def lower_names(lowers: list[int]) -> set[bytes]:
     """Names visible through the stacked lower directories."""
     seen: set[bytes] = set()
     hidden: set[bytes] = set()
@@ -168,7 +175,7 @@ def _whiteout(found: os.stat_result) -> bool:
     return stat.S_ISCHR(found.st_mode) and found.st_rdev == 0
 
 
-def _topmost(lowers: list[int], name: bytes) -> os.stat_result | None:
+def topmost(lowers: list[int], name: bytes) -> os.stat_result | None:
     """What the stacked lowers show under `name`, or None."""
     for lower in lowers:
         try:
@@ -179,7 +186,7 @@ def _topmost(lowers: list[int], name: bytes) -> os.stat_result | None:
     return None
 
 
-def _open_lowers(lowers: list[int], name: bytes, opened: list[int]) -> None:
+def open_lowers(lowers: list[int], name: bytes, opened: list[int]) -> None:
     """Put the lower directories that merge under `name` into `opened`, topmost first."""
     for lower in lowers:
         try:
@@ -193,7 +200,7 @@ def _open_lowers(lowers: list[int], name: bytes, opened: list[int]) -> None:
 
 def _same(upper: int, lowers: list[int], name: bytes, found: os.stat_result, below: os.stat_result) -> bool:
     """Whether the upper's file or symlink has the lower's content and executable bit."""
-    lower = next(d for d in lowers if _exists(d, name))
+    lower = next(d for d in lowers if exists(d, name))
     if stat.S_ISLNK(found.st_mode):
         return os.readlink(name, dir_fd=upper) == os.readlink(name, dir_fd=lower)
     if not stat.S_ISREG(found.st_mode) or found.st_size != below.st_size or (found.st_mode ^ below.st_mode) & 0o100:
@@ -201,7 +208,8 @@ def _same(upper: int, lowers: list[int], name: bytes, found: os.stat_result, bel
     return _digest(upper, name) == _digest(lower, name)
 
 
-def _exists(directory: int, name: bytes) -> bool:
+def exists(directory: int, name: bytes) -> bool:
+    """Whether the directory has an entry of that name."""
     try:
         os.stat(name, dir_fd=directory, follow_symlinks=False)
     except FileNotFoundError:
@@ -361,7 +369,7 @@ def _emptied(name: bytes, top: int, moved: int) -> int:
                 continue
             os.close(_open_for_removal(child, inner))  # moving a directory needs the right to write to it
             moved += 1
-            while _exists(top, b".removing-%d" % moved):
+            while exists(top, b".removing-%d" % moved):
                 moved += 1
             os.rename(child, b".removing-%d" % moved, src_dir_fd=inner, dst_dir_fd=top)
     finally:

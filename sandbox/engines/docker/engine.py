@@ -88,7 +88,7 @@ def open_engine() -> DockerEngine:
         runtime=facts["DefaultRuntime"],
         isolation="container",
         privilege="root" if os.geteuid() == 0 else "socket",
-        # Two ordinary users with the socket cannot see each other's uid leases (docker/uids.py).
+        # Two ordinary users with the socket cannot see each other's uid leases (engines/uids.py).
         guarantees=Guarantees(own_uid=Guarantee.ENFORCED if os.geteuid() == 0 else Guarantee.BEST_EFFORT),
     )
     return DockerEngine(client, info)

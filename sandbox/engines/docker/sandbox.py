@@ -17,10 +17,10 @@ from arsandbox.sandbox.engines.docker import container
 from arsandbox.sandbox.engines.docker.client import NotFound, idempotent, translated
 from arsandbox.sandbox.engines.docker.helper import HelperWorkspace
 from arsandbox.sandbox.engines.docker.output import OutputReader
-from arsandbox.sandbox.engines.docker.uids import Uid
-from arsandbox.sandbox.engines.docker.workspace import HostWorkspace
+from arsandbox.sandbox.engines.host_workspace import HostWorkspace
 from arsandbox.sandbox.engines.port import Collected, Outcome, SandboxSpec, Watcher
 from arsandbox.sandbox.engines.termination import Evidence, terminate
+from arsandbox.sandbox.engines.uids import Uid
 from arsandbox.sandbox.errors import MachineError
 from arsandbox.sandbox.models import ChangeSet, Usage
 from arsandbox.sandbox.workspace.overlay import space_of

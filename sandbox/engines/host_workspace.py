@@ -1,8 +1,7 @@
-"""The workspace overlay of one sandbox, with a hard quota in bytes and inodes.
+"""The upper layer of one sandbox's workspace on this host, with a hard quota in bytes and inodes (needs root).
 
-The engine mounts the overlay itself, as a local volume of type overlay over our layers. As root the
-upper layer lives in an ext4 image of the quota's size, loop-mounted here: it costs no memory and
-`ENOSPC` is the kernel's. Without root it lives in a sized tmpfs that a helper container holds.
+It lives in an ext4 image of the quota's size, loop-mounted here: it costs no memory and `ENOSPC` is the
+kernel's. Whoever runs the sandbox mounts the overlay: Docker as a local volume, bubblewrap's engine itself.
 """
 
 from __future__ import annotations
@@ -57,9 +56,13 @@ class HostWorkspace:
             "o": overlay_options(self._layers, self.upper, work),
         }
 
-    def space(self) -> Space | None:
+    def space_now(self) -> Space:
         """How full the upper layer's file system is."""
         return space_of(self._mount)
+
+    def space(self) -> Space | None:
+        """As `space_now`; a workspace of another kind may not know."""
+        return self.space_now()
 
     watched_space = space
 
