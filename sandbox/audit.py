@@ -7,16 +7,39 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
 from arsandbox.sandbox.errors import StateError
 from arsandbox.sandbox.git_process import run_git
 from arsandbox.sandbox.ledger import GENESIS, Ledger, shown
-from arsandbox.sandbox.models import Record
+from arsandbox.sandbox.models import Promotion
 from arsandbox.sandbox.object_reader import ObjectReader, patch_digests
 from arsandbox.sandbox.promotion import trailers
 from arsandbox.sandbox.repository import Repository
 from arsandbox.sandbox.workspace.upper import sha256_of
 
 _OBJECT_ID = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
+
+
+class _Section(BaseModel):
+    """Of a part of a record, what is compared here; reading whole records takes most of an audit's time."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class _PatchDigest(_Section):
+    sha256: str
+
+
+class _Audited(_Section):
+    id: str
+    branch: str
+    base_commit: str
+    candidate_tree: str
+    patch: _PatchDigest
+    promotion: Promotion | None = None
+    rerun: dict[str, object] | None = None
+    ledger_hash: str
 
 
 def problems(repository: Repository) -> list[str]:
@@ -26,7 +49,9 @@ def problems(repository: Repository) -> list[str]:
         if found:
             return found
         try:
-            records = ledger.latest()[::-1]
+            records = [_Audited.model_validate_json(document) for document in ledger.documents()]
+        except ValidationError as error:
+            return [f"a record cannot be read: {error.errors(include_url=False)[0]['msg']}"]
         except StateError as error:
             return [error.message]
         promoted = _Promoted.read(repository, records)
@@ -43,11 +68,11 @@ def problems(repository: Repository) -> list[str]:
     return found
 
 
-def _branch(record: Record) -> str:
+def _branch(record: _Audited) -> str:
     return record.promotion.ref.removeprefix("refs/heads/") if record.promotion else record.branch
 
 
-def _patch_problems(repository: Repository, record: Record) -> list[str]:
+def _patch_problems(repository: Repository, record: _Audited) -> list[str]:
     stored = repository.state / "experiments" / record.id / "patch.diff"
     if stored.is_file() and sha256_of(stored) != record.patch.sha256 and record.rerun is None:
         return [f"record {record.id}: its stored patch was changed"]
@@ -64,7 +89,7 @@ class _Promoted:
     patches: dict[tuple[str, str], str]
 
     @classmethod
-    def read(cls, repository: Repository, records: Sequence[Record]) -> _Promoted:
+    def read(cls, repository: Repository, records: Sequence[_Audited]) -> _Promoted:
         promotions = [(record, record.promotion.commit) for record in records if record.promotion]
         # From the user's repository: our own store would still hold a commit that the user lost.
         texts = _commit_texts(repository.common_directory, (commit for _, commit in promotions))
@@ -85,7 +110,7 @@ def _tree(commit_text: str) -> str:
     return commit_text.partition("\n")[0].removeprefix("tree ")
 
 
-def _promotion_problems(promoted: _Promoted, record: Record, known: set[str]) -> list[str]:
+def _promotion_problems(promoted: _Promoted, record: _Audited, known: set[str]) -> list[str]:
     if record.promotion is None:
         return []
     commit = record.promotion.commit
@@ -109,7 +134,7 @@ def _promotion_problems(promoted: _Promoted, record: Record, known: set[str]) ->
     return lines
 
 
-def _branch_problems(repository: Repository, ledger: Ledger, branch: str, records: Sequence[Record]) -> list[str]:
+def _branch_problems(repository: Repository, ledger: Ledger, branch: str, records: Sequence[_Audited]) -> list[str]:
     """A branch that left its last promotion, or that holds a promotion which no record names.
 
     Commits by hand on top are nobody's business, and so is what the bases of the experiments hold. A branch
