@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from arsandbox.cli.options import EngineName, Json, Repo, open_engine
+from arsandbox.cli.options import EngineName, Experiment, Json, Repo, open_engine
 
 if TYPE_CHECKING:
     from arsandbox.sandbox.ledger import Ledger
@@ -60,6 +60,34 @@ def rerun(
         else:
             _say(result)
     return 0 if agreed else 1
+
+
+def audit(
+    experiment: Experiment,
+    repo: Repo = Path(),
+    engine: EngineName = "docker",
+    json: Json = False,
+) -> int:
+    """Evaluate a recorded baseline or winner again, blind, from its stored artifact (trust L4).
+
+    The model answers in fresh model boxes; what follows a position is replaced where requests show it, the
+    order is another one, and the sealed text, where the project has one, is scored once for a candidate.
+    """
+    from arsandbox.cli.render import ProgressListener
+    from arsandbox.sandbox.ledger import Ledger as Opened
+    from arsandbox.sandbox.recovery import recover
+    from arsandbox.sandbox.repository import Repository
+    from arsandbox.sandbox.rerun import rerun as reproduce
+
+    repository = Repository.open(repo)
+    with Opened.open(repository.state) as ledger:
+        record = ledger.get(experiment)
+    opened = open_engine(engine)
+    recover(repository.state, opened)
+    result = reproduce(repository, record, opened, ProgressListener(quiet=json), mode="audit")
+    if json:
+        sys.stdout.write(result.model_dump_json() + "\n")
+    return result.verdict.exit_code
 
 
 def _promoted(ledger: Ledger, branch: str | None) -> list[Record]:

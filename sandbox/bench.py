@@ -28,7 +28,11 @@ def determinism(seed: int) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Bench:
-    """Where and with what a candidate is measured."""
+    """Where and with what a candidate is measured.
+
+    `audit`: its model is probed in a second box (L4), and with `sealed` the sealed text is scored as well;
+    `sigma` is the metric's calibrated spread, None where it is not known.
+    """
 
     engine: Engine
     objects: ObjectStore
@@ -38,6 +42,8 @@ class Bench:
     data: PreparedData | None
     listener: Listener
     audit: bool = False
+    sealed: bool = False
+    sigma: float | None = None
     expected_tests: tuple[str, ...] | None = None
 
     @property

@@ -111,6 +111,7 @@ class MetricConfig(Section):
     file: RepositoryPath | None = None
     tests: RepositoryPath | None = None
     plausible: tuple[Finite, Finite] | None = None
+    jump: Annotated[Finite, Field(gt=0)] | None = None
     evaluator: tuple[RepositoryPath, ...] = ()
 
 

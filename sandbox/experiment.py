@@ -11,7 +11,7 @@ import time
 from dataclasses import replace
 
 from arsandbox.sandbox import candidate as candidates
-from arsandbox.sandbox import decision, host, prepared, promotion, recovery, reported, state
+from arsandbox.sandbox import decision, host, plausibility, prepared, promotion, recovery, reported, state
 from arsandbox.sandbox.bench import declared_trust
 from arsandbox.sandbox.candidate import Candidate
 from arsandbox.sandbox.engines.port import Engine
@@ -180,6 +180,8 @@ class _Experiment:
         assert seen.value is not None  # noqa: S101 - otherwise a failure
         metric = settings.project.metric
         strange = decision.implausible(seen.value, metric.plausible)
+        if strange is None and baseline is not None and baseline.metric.value is not None:
+            strange = plausibility.too_good(seen.value, baseline.metric.value, metric.goal, metric.jump)
         if strange is not None:
             seen.remark("implausible", f"{metric.name} {strange}")
             return self._close(Verdict.QUARANTINE, f"{metric.name} {strange}")

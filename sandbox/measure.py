@@ -8,7 +8,7 @@ import time
 from bisect import bisect_left
 from pathlib import Path
 
-from arsandbox.sandbox import hygiene, reported
+from arsandbox.sandbox import hygiene, plausibility, reported
 from arsandbox.sandbox.bench import Bench as Bench
 from arsandbox.sandbox.bench import Measurement as Measurement
 from arsandbox.sandbox.bench import determinism as determinism
@@ -22,8 +22,6 @@ from arsandbox.sandbox.run_directory import RunDirectory
 from arsandbox.sandbox.stage import StagePlan, StageRun, last_line, run_stage
 from arsandbox.sandbox.workspace.upper import shown
 
-# A self-reported value further than this from the trusted one (as a share of it) is a finding.
-CONFLICT_SHARE = 0.1
 _MOST_NAMED = 20
 
 
@@ -43,10 +41,8 @@ def measure(bench: Bench, candidate: Candidate, *, seed: int, run: RunDirectory,
         return
     evaluate(bench, candidate, into.artifact_directory, run=run, into=into)
     said = into.self_reported.get(name)
-    if into.value is not None and said is not None:
-        distance = abs(said - into.value)
-        if distance > CONFLICT_SHARE * abs(into.value):
-            into.remark("conflict", f"the run printed {name} {said:.6g}, the evaluation found {into.value:.6g}")
+    if into.value is not None and said is not None and plausibility.conflict(said, into.value, bench.sigma):
+        into.remark("conflict", f"the run printed {name} {said:.6g}, the evaluation found {into.value:.6g}")
 
 
 def _train(bench: Bench, candidate: Candidate, seed: int, run: RunDirectory, into: Measurement) -> None:

@@ -9,10 +9,10 @@ where only differences can be compared.
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from arsandbox.sandbox import agreement, host, prepared, rebuild, state
+from arsandbox.sandbox import agreement, host, prepared, rebuild, reported, state
 from arsandbox.sandbox.candidate import Candidate
 from arsandbox.sandbox.engines.port import Engine
 from arsandbox.sandbox.errors import ArsandboxError, Interrupted, MachineError, RefusedError, UsageError
@@ -38,7 +38,7 @@ from arsandbox.sandbox.run_directory import RunDirectory, run_directory
 from arsandbox.sandbox.workspace.frozen import digests, require_equal
 from arsandbox.sandbox.workspace.layers import LayerStore
 
-Mode = Literal["auto", "exact", "statistical"]
+Mode = Literal["auto", "exact", "statistical", "audit"]
 # Facts that change what a value means; with another one of these only differences can be compared.
 _HOST_FACTS = ("architecture", "cpu")
 LEAST_RUNS = 3
@@ -64,13 +64,14 @@ def rerun(
 ) -> Record:
     """Rerun `record` and return the new ledger record, whose verdict is `agrees` or `disagrees`.
 
-    `auto` tries R0, then R1 with the recorded seed, then R2 with `times` fresh seeds, and stops at the
-    first that holds. Raises UsageError (nothing to compare), RefusedError (something recorded was
-    changed), MachineError (something is gone, or the comparison would be meaningless here).
+    `audit` evaluates the stored artifact again at L4, in fresh model boxes, with the sealed text. `auto`
+    tries R0, then R1 with the recorded seed, then R2 with `times` fresh seeds, and stops at the first that
+    holds. Raises UsageError (nothing to compare), RefusedError (something recorded was changed),
+    MachineError (something is gone, or the comparison would be meaningless here).
     """
     if record.metric.value is None or record.rerun is not None:
         raise UsageError(f"experiment {record.id} has no measured value to compare with ({record.verdict.value})")
-    if mode != "exact" and times < LEAST_RUNS:
+    if mode in ("auto", "statistical") and times < LEAST_RUNS:
         raise UsageError(f"--times {times}: at least {LEAST_RUNS} runs are needed for an interval")
     with Ledger.open(repository.state) as ledger, run_directory(repository.state) as place:
         return _Rerun(repository, record, engine, listener, ledger, place).run(mode, times)
@@ -119,6 +120,9 @@ class _Rerun:
         return record
 
     def _compare(self, mode: Mode, times: int) -> None:
+        if mode == "audit":
+            self._audit()
+            return
         if not self._elsewhere:
             self._evaluate_again()
             if mode != "statistical":
@@ -142,6 +146,30 @@ class _Rerun:
             self._seen.words.append("R0: the stored artifact gives the same value")
         else:
             self._seen.failed.append(f"R0: the stored artifact now gives {into.value}: {into.problem or 'not equal'}")
+
+    def _audit(self) -> None:
+        """R0 at L4; the sealed text is scored once for a candidate, whoever asks."""
+        evaluated = self._settings.project.evaluate
+        if evaluated is None or evaluated.interface != "lm":
+            raise UsageError(
+                f"experiment {self._record.id} has no model that could be asked",
+                hint='an audit needs [evaluate] with interface = "lm": docs/integrity.md',
+            )
+        if not (self._repository.state / "experiments" / self._record.id / "artifacts").is_dir():
+            raise MachineError(
+                f"the artifacts of {self._record.id} were not kept: only a baseline's and a winner's are",
+                hint=f"arsandbox run --audit, with the patch of {self._record.id}",
+            )
+        sealed = f"{self._record.metric.name}.sealed"
+        before = next((r for r in self._ledger.latest() if self._same_release(r) and sealed in r.metrics), None)
+        self._bench = replace(self._bench, audit=True, sealed=before is None)
+        self._evaluate_again()
+        if before is not None:
+            self._seen.words.append(f"the sealed text was scored before, by {before.id}, and not again")
+
+    def _same_release(self, other: Record) -> bool:
+        record = self._record
+        return (other.candidate_tree, other.setup_sha256) == (record.candidate_tree, record.setup_sha256)
 
     def _exact(self, *, decides: bool) -> None:
         """R1: the recorded seed must give the recorded artifacts; else, unless it decides, R2 comes next."""
@@ -232,7 +260,15 @@ class _Rerun:
         data = None
         if record.data_sha256 is not None:
             data = prepared.find(self._repository.state / "data", record.data_sha256)
-        return Bench(self._engine, self._repository.objects, layers, self._settings, record.image, data, self._listener)
+        bench = Bench(
+            self._engine, self._repository.objects, layers, self._settings, record.image, data, self._listener
+        )
+        if record.baseline is None:
+            return bench
+        kept = self._repository.state / "experiments" / record.baseline.experiment
+        return replace(
+            bench, expected_tests=reported.expected_tests(self._ledger.get(record.baseline.experiment), kept)
+        )
 
     def _changed_facts(self) -> tuple[Difference, ...]:
         then, now = self._record.environment, host.environment()
@@ -287,18 +323,22 @@ class _Rerun:
     def _final(self, draft: Record, mode: Mode) -> Record:
         seen = self._seen
         recorded, quantity = self._quantity()
+        last = seen.last or Measurement()
         good = bool(seen.reached) and not seen.failed
+        tampered = mode == "audit" and last.tampered
         if mode == "exact" and Grade.R1 not in seen.reached:
             good = False
         sentences = [*seen.failed, *seen.words] or ["nothing could be compared"]
-        last = seen.last or Measurement()
         return draft.model_copy(
             update={
-                "verdict": Verdict.AGREES if good else Verdict.DISAGREES,
+                "verdict": Verdict.TAMPERED if tampered else Verdict.AGREES if good else Verdict.DISAGREES,
                 "reason": state.printable("; ".join(sentences)),
                 "metric": MetricInfo(
                     name=draft.metric.name, goal=draft.metric.goal, value=last.value, source=draft.metric.source
                 ),
+                "metrics": last.metrics if mode == "audit" else {},
+                "trust": (last.trust if mode == "audit" else None) or draft.trust,
+                "findings": tuple(last.findings) if mode == "audit" else (),
                 "artifacts": last.artifacts,
                 "stages": tuple(last.stages),
                 "conditions": last.conditions,

@@ -209,6 +209,7 @@ class _Evaluation:
         assert self.config.lm is not None  # noqa: S101 - checked by the config
         return {
             "interface": "lm", "metric": metric, **self.config.lm.model_dump(mode="json"),
+            "sealed": self.config.lm.sealed if self.bench.sealed else None,
             "seed": secrets.randbits(63), "audit": self.bench.audit,
         }  # fmt: skip
 

@@ -29,6 +29,7 @@ timeout = 60
 
 [evaluate.lm]
 text = "heldout/text"
+sealed = "heldout/sealed"
 context = 16
 
 [limits]
@@ -89,6 +90,7 @@ def model(project: Callable[..., Any]) -> Any:
             "serve.py": SERVE,
             "train.txt": TEXT,
             "heldout/text": TEXT[-4000:],
+            "heldout/sealed": TEXT[-8000:-4000],
         }
     )
 
@@ -116,6 +118,14 @@ def test_three_roles(model: Any) -> None:
     better = model.run_train(TRAIN.replace("SMOOTH = 1.0", "SMOOTH = 0.01"), "--audit").record
     assert (better["verdict"], better["trust"]) == ("keep", "L4"), better
     assert better["promotion"] is not None
+    assert "bpb.sealed" not in better["metrics"]
+
+    audited = model.cli("audit", better["id"], "--json").record
+    assert (audited["verdict"], audited["trust"]) == ("agrees", "L4"), audited
+    assert audited["metric"]["value"] == better["metric"]["value"]
+    assert audited["metrics"]["bpb.sealed"] == pytest.approx(better["metric"]["value"], rel=0.2)
+    again = model.cli("audit", better["id"], "--json").record
+    assert "bpb.sealed" not in again["metrics"] and audited["id"] in again["reason"], again
 
     stateful = served(model, STATEFUL)
     assert (stateful["verdict"], stateful["metric"]["value"]) == ("tampered", None), stateful
