@@ -1,0 +1,2 @@
+def attack():
+    return f"descriptor {syscall('socket', 40, 1, 0)}"

@@ -1,0 +1,2 @@
+def attack():
+    return f"descriptor {syscall('socket', 16, 3, 12)}"

@@ -1,0 +1,2 @@
+def attack():
+    return f"descriptor {syscall('socket', 17, 3, 0)}"

@@ -1,0 +1,3 @@
+def attack():
+    syscall("kexec_load", 0, 0, 0, 0)
+    return "kexec_load"

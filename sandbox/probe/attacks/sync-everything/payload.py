@@ -1,0 +1,3 @@
+def attack():
+    syscall("sync")
+    return "sync"

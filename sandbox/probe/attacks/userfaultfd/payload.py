@@ -1,0 +1,2 @@
+def attack():
+    return f"userfaultfd gave {syscall('userfaultfd', 1)}"
