@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,21 +23,28 @@ pytestmark = pytest.mark.engine
 ATTACKS = {attack.name: attack for attack in load()}
 CONTROLLED = {name: attack for name, attack in ATTACKS.items() if attack.control.off}
 LIMITS = Limits(cpus=1, memory_bytes=256 * 1024**2, pids=128, disk_bytes=32 * 1024**2, disk_inodes=4000)
-ENGINES = ("docker",)
+ENGINES = ("docker", "embedded")
+
+
+def _image(engine: Any, support: Any) -> ImageRef:
+    """The image `cpu`, or what stands in for it where an engine has no images."""
+    own = engine.find_image("cpu") if hasattr(engine, "find_image") else None
+    return own or ImageRef(name="cpu", digest=support.image_digest())
 
 
 @functools.cache
 def answers(engine: str, off: str = "") -> dict[str, Answer]:
     """What came of all attacks in one sandbox, or of those with the control `off` in one without that protection."""
     support, controls = sys.modules["arsandbox_test_support"], sys.modules["arsandbox_test_controls"]
-    image = ImageRef(name="cpu", digest=support.image_digest())
+    opened = open_engine(engine)
+    image = _image(opened, support)
     if not off:
-        return attempt(open_engine(engine), image, list(ATTACKS.values()), LIMITS)
+        return attempt(opened, image, list(ATTACKS.values()), LIMITS)
     place = Path(support.tempfile.mkdtemp(prefix="control-"))
     try:
         with controls.without(off, place):
             chosen = [attack for attack in CONTROLLED.values() if attack.control.off == off]
-            return attempt(open_engine(engine), image, chosen, LIMITS)
+            return attempt(opened, image, chosen, LIMITS)
     finally:
         support.shutil.rmtree(place, ignore_errors=True)
 

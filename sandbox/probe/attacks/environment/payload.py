@@ -18,6 +18,7 @@ KNOWN = {
     "ARSANDBOX_STAGE",
     "ARSANDBOX_UID",
     "LC_CTYPE",
+    "PWD",  # the embedded engine sets it to the working directory
 }
 
 
