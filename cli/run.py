@@ -36,6 +36,7 @@ def run(
     seed: Annotated[int | None, typer.Option(min=0, max=2**32 - 1, help="Instead of a fresh one, like 42.")] = None,
     tag: Annotated[str | None, typer.Option(help="The promotion branch's tag (default: month and day).")] = None,
     description: Annotated[str, typer.Option(help="One line for the history.")] = "",
+    confirm: Annotated[bool, typer.Option("--confirm", help="Confirm a promising result at once.")] = False,
     no_promote: Annotated[bool, typer.Option("--no-promote", help="Measure and decide only.")] = False,
     accept_self_reported: Annotated[
         bool, typer.Option("--accept-self-reported", help="Promote on a number that the run itself printed.")
@@ -53,8 +54,9 @@ def run(
     baseline.
     """
     from arsandbox.cli.render import ProgressListener
-    from arsandbox.sandbox import experiment
+    from arsandbox.sandbox import confirmation, experiment
     from arsandbox.sandbox.errors import RefusedError, UsageError
+    from arsandbox.sandbox.models import Verdict
     from arsandbox.sandbox.settings import Options, duration_option
     from arsandbox.sandbox.state import printable
 
@@ -89,7 +91,39 @@ def run(
             sys.stderr.write(f"arsandbox: the patch would be refused: {printable(plan.refusals[0])}\n")
             return RefusedError.exit_code
         return 0
-    record = experiment.run(plan, open_engine(engine), listener)
+    runner = open_engine(engine)
+    record = experiment.run(plan, runner, listener)
+    if confirm and record.verdict is Verdict.PENDING:
+        record = confirmation.confirm(plan, record, runner, listener)
+    if json:
+        sys.stdout.write(record.model_dump_json() + "\n")
+    return record.verdict.exit_code
+
+
+def confirm(
+    experiment: Experiment,
+    repo: Repo = Path(),
+    no_promote: Annotated[bool, typer.Option("--no-promote", help="Decide only.")] = False,
+    accept_self_reported: Annotated[
+        bool, typer.Option("--accept-self-reported", help="Promote on a number that the run itself printed.")
+    ] = False,
+    engine: EngineName = "docker",
+    json: Json = False,
+) -> int:
+    """Complete a pending experiment: fresh-seed pairs with the champion until the test decides."""
+    from arsandbox.cli.render import ProgressListener
+    from arsandbox.sandbox import confirmation
+    from arsandbox.sandbox.ledger import Ledger
+    from arsandbox.sandbox.planning import plan_of
+    from arsandbox.sandbox.repository import Repository
+    from arsandbox.sandbox.settings import Options
+
+    repository = Repository.open(repo)
+    with Ledger.open(repository.state) as ledger:
+        pending = ledger.get(experiment)
+    options = Options(promote=not no_promote, accept_self_reported=accept_self_reported)
+    plan = plan_of(repository, pending, options)
+    record = confirmation.confirm(plan, pending, open_engine(engine), ProgressListener(quiet=json))
     if json:
         sys.stdout.write(record.model_dump_json() + "\n")
     return record.verdict.exit_code

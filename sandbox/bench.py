@@ -12,6 +12,7 @@ from arsandbox.sandbox.models import ChangeSet, Conditions, Finding, ImageRef, R
 from arsandbox.sandbox.objects import ObjectStore
 from arsandbox.sandbox.prepared import PreparedData
 from arsandbox.sandbox.settings import Settings
+from arsandbox.sandbox.slots import Slots
 from arsandbox.sandbox.workspace.layers import LayerStore
 
 
@@ -45,6 +46,7 @@ class Bench:
     sealed: bool = False
     sigma: float | None = None
     expected_tests: tuple[str, ...] | None = None
+    slots: Slots | None = None
 
     @property
     def longest_s(self) -> float:
@@ -80,6 +82,7 @@ class Measurement:
     evaluate_s: float = 0.0
     diff_s: float = 0.0
     teardown_s: float = 0.0
+    gap_s: float | None = None
 
     @property
     def ended_well(self) -> bool:

@@ -197,10 +197,16 @@ class LimitsConfig(Section):
 
 
 class DecisionConfig(Section):
-    """How a result is judged: `greedy` keeps any improvement, `min-delta` one of at least `min_delta`."""
+    """How a result is judged (docs/decisions.md).
 
-    rule: Literal["greedy", "min-delta"] = "greedy"
+    `confirm` and `quick` test a promising result on pairs of fresh-seed runs; `greedy` keeps any
+    improvement, `min-delta` one of at least `min_delta`, on one run. `min_delta` is the least gain worth
+    keeping under every rule but `greedy`; `prefer_simpler` lets fewer lines win at an equal metric.
+    """
+
+    rule: Literal["confirm", "quick", "greedy", "min-delta"] = "confirm"
     min_delta: Annotated[Finite, Field(ge=0)] = 0.0
+    prefer_simpler: bool = False
 
 
 class MeasurementConfig(Section):

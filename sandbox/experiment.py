@@ -11,7 +11,7 @@ import time
 from dataclasses import replace
 
 from arsandbox.sandbox import candidate as candidates
-from arsandbox.sandbox import decision, host, plausibility, prepared, promotion, recovery, reported, state
+from arsandbox.sandbox import decision, host, noise, plausibility, prepared, promoting, recovery, reported, state, steps
 from arsandbox.sandbox.bench import declared_trust
 from arsandbox.sandbox.candidate import Candidate
 from arsandbox.sandbox.engines.port import Engine
@@ -22,10 +22,11 @@ from arsandbox.sandbox.measure import Bench, Measurement, determinism, measure
 from arsandbox.sandbox.models import (
     Baseline,
     MetricInfo,
+    Part,
     PolicyInfo,
-    Promotion,
     Record,
     Timing,
+    Trust,
     Usage,
     Verdict,
     utc_now,
@@ -41,15 +42,16 @@ from arsandbox.sandbox.run_directory import RunDirectory, run_directory
 from arsandbox.sandbox.workspace.layers import LayerStore
 
 
-def run(what: Plan, engine: Engine, listener: Listener) -> Record:
+def run(what: Plan, engine: Engine, listener: Listener, *, recovering: bool = True) -> Record:
     """Run the experiment and return its ledger record. Raises ArsandboxError for our own failures.
 
     The baseline is measured first when none is recorded for this set-up; a disturbed measurement is
     kept as `invalid` and made again. On KeyboardInterrupt the sandbox is ended, the record says
-    `interrupted`, and Interrupted is raised.
+    `interrupted`, and Interrupted is raised. A loop has recovered what dead controllers left already.
     """
-    for line in recovery.recover(what.repository.state, engine):
-        listener.note(f"cleaned up after a dead controller: {line}")
+    if recovering:
+        for line in recovery.recover(what.repository.state, engine):
+            listener.note(f"cleaned up after a dead controller: {line}")
     for policy in what.settings.used_policies:
         require_engine(policy, engine.info())
     require_image(engine, what.image)
@@ -75,11 +77,29 @@ def prepare(what: Plan, engine: Engine, listener: Listener) -> str | None:
     return data.sha256 if data else None
 
 
-def _measured(what: Plan, candidate: Candidate, engine: Engine, listener: Listener, ledger: Ledger) -> Record:
+def measure_part(
+    what: Plan, candidate: Candidate, part: Part, engine: Engine, listener: Listener, ledger: Ledger
+) -> Record:
+    """One run of `candidate` with a fresh seed, recorded as the `part` that it is of another experiment's decision.
+
+    Its verdict is `measured`, or says why there is no value to believe. Raises as `run` does.
+    """
+    return _measured(what, candidate, engine, listener, ledger, part)
+
+
+def baseline_of(what: Plan, champion: str, engine: Engine, listener: Listener, ledger: Ledger) -> Record:
+    """The record of the commit `champion` under the plan's set-up, measured now when there is none."""
+    with run_directory(what.repository.state) as place:
+        return _Experiment(what, what.candidate, engine, listener, ledger, place).baseline(champion)
+
+
+def _measured(
+    what: Plan, candidate: Candidate, engine: Engine, listener: Listener, ledger: Ledger, part: Part | None = None
+) -> Record:
     """The candidate's record; measured again, as often as the project says, while the machine was disturbed."""
     for left in range(what.settings.project.measurement.repeat, -1, -1):
         with run_directory(what.repository.state) as place:
-            record = _Experiment(what, candidate, engine, listener, ledger, place).run()
+            record = _Experiment(what, candidate, engine, listener, ledger, place, part).run()
         listener.finished(record)
         if record.verdict is not Verdict.INVALID or not left:
             break
@@ -98,12 +118,16 @@ class _Experiment:
         listener: Listener,
         ledger: Ledger,
         place: RunDirectory,
+        part: Part | None = None,
     ) -> None:
+        self._part = part
         self._plan, self._candidate, self._engine = what, candidate, engine
         self._listener, self._ledger, self._place = listener, ledger, place
         self._queued = time.monotonic()
         # Fresh for every experiment, the baseline's too: a shared seed would promote a lucky one.
-        self._seed = what.options.seed if what.options.seed is not None else secrets.randbits(31)
+        # That the user names one binds the measurement alone, never what a decision is confirmed with.
+        named = what.options.seed if part is None else None
+        self._seed = named if named is not None else secrets.randbits(31)
         self._setup = ""
         self._seen = Measurement()
         self._draft = self._first_draft()
@@ -112,7 +136,10 @@ class _Experiment:
         try:
             (self._place.keep / "patch.diff").write_bytes(self._candidate.diff)
             self._ledger.begin(self._draft)
-            return self._run()
+            steps.reached("begun")
+            record = self._run()
+            steps.reached("recorded")
+            return record
         except KeyboardInterrupt as error:
             if recovery.finish_promotion(self._ledger, self._place.id) is not None:
                 raise Interrupted(f"interrupted while {self._place.id} was promoted; that was completed") from error
@@ -128,15 +155,38 @@ class _Experiment:
         if what.refusals and not self._candidate.is_base:
             return self._close(Verdict.REJECTED, f"the patch is refused: {what.refusals[0]}")
         bench = self.bench()
-        data = bench.data.sha256 if bench.data else None
-        self._setup = what.settings.digest(image=what.image.digest, fixed_tree=what.fixed[0], data=data)
-        self._draft = self._draft.model_copy(update={"setup_sha256": self._setup, "data_sha256": data})
-        baseline = None if self._candidate.is_base else self._baseline(what.champion.commit)
+        self._set_up(bench)
+        spread = noise.noise_of(self._ledger, self._setup)
+        bench = replace(bench, sigma=spread.sigma if spread else None)
+        steps.reached("prepared")
+        champions = self._candidate.is_base or (self._part is not None and self._part.side == "champion")
+        baseline = None if champions else self.baseline(what.champion.commit)
         if baseline is not None:
+            earlier = self._submitted_before(baseline)
+            if earlier is not None:
+                return self._close(Verdict.DISCARD, f"the same code was measured as {earlier}: it gets no new draw")
             kept = what.repository.state / "experiments" / baseline.id
             bench = replace(bench, expected_tests=reported.expected_tests(baseline, kept))
         measure(bench, self._candidate, seed=self._seed, run=self._place, into=self._seen)
+        steps.reached("measured")
         return self._judge(baseline, what.champion)
+
+    def _submitted_before(self, baseline: Record) -> str | None:
+        """The experiment that measured this very tree against this champion, where drawing again would be luck."""
+        if self._plan.settings.rule.design is None or self._part is not None or self._plan.options.seed is not None:
+            return None
+        earlier = self._ledger.judged(self._candidate.tree, self._setup)
+        if earlier is None or earlier.baseline is None or earlier.baseline.experiment != baseline.id:
+            return None
+        self._seen.remark("resubmitted", f"{earlier.id} ({earlier.verdict.value}) has the same tree")
+        return earlier.id
+
+    def _set_up(self, bench: Bench) -> None:
+        data = bench.data.sha256 if bench.data else None
+        self._setup = self._plan.settings.digest(
+            image=self._plan.image.digest, fixed_tree=self._plan.fixed[0], data=data
+        )
+        self._draft = self._draft.model_copy(update={"setup_sha256": self._setup, "data_sha256": data})
 
     def bench(self) -> Bench:
         """Where the candidate is measured; runs the prepare stage when its outputs are not there yet."""
@@ -154,10 +204,13 @@ class _Experiment:
             listener=self._listener,
         )
         objects, settings, listener = what.repository.objects, what.settings, self._listener
-        return Bench(self._engine, objects, layers, settings, what.image, data, listener, what.options.audit)
+        audit = what.options.audit and self._part is None
+        return Bench(self._engine, objects, layers, settings, what.image, data, listener, audit, slots=what.slots)
 
-    def _baseline(self, champion: str) -> Record:
+    def baseline(self, champion: str) -> Record:
         """The champion's record under this set-up, measured now when there is none."""
+        if not self._setup:
+            self._set_up(self.bench())
         tree = self._plan.repository.objects.tree_of(champion)
         found = self._ledger.measured(tree, self._setup)
         if found is not None:
@@ -173,7 +226,8 @@ class _Experiment:
         return record
 
     def _judge(self, baseline: Record | None, champion: Champion) -> Record:
-        seen, settings = self._seen, self._plan.settings
+        seen, what = self._seen, self._plan
+        settings = what.settings
         failure = self._failure()
         if failure is not None:
             return self._close(*failure)
@@ -185,23 +239,21 @@ class _Experiment:
         if strange is not None:
             seen.remark("implausible", f"{metric.name} {strange}")
             return self._close(Verdict.QUARANTINE, f"{metric.name} {strange}")
+        if self._part is not None:
+            return self._close(Verdict.MEASURED, f"{self._part.role} run: {metric.name} {seen.value:.6g}")
         if baseline is None:
             return self._close(Verdict.BASELINE, f"baseline {metric.name} {seen.value:.6g}")
+        rule, patch = settings.rule, self._candidate.patch
         while True:
-            assert baseline.metric.value is not None  # noqa: S101 - measured() gives trusted values
-            judged = decision.judge(
-                seen.value,
-                baseline.metric.value,
-                name=metric.name,
-                goal=metric.goal,
-                rule=settings.project.decision.rule,
-                min_delta=settings.project.decision.min_delta,
-            )
-            compared = Baseline(experiment=baseline.id, value=baseline.metric.value)
+            reference = noise.champion_mean(self._ledger, baseline)
+            spread = noise.noise_of(self._ledger, self._setup) if rule.design else None
+            judged = decision.screen(seen.value, reference, spread, rule, simpler=patch.deletions > patch.insertions)
+            compared = Baseline(experiment=baseline.id, value=reference)
             self._draft = self._draft.model_copy(update={"decision": judged.decision, "baseline": compared})
+            steps.reached("judged")
             if judged.verdict is not Verdict.KEEP:
                 return self._close(judged.verdict, judged.reason)
-            blocked = self._not_promotable()
+            blocked = unpromoted(what, seen.trust)
             if blocked:
                 return self._close(Verdict.KEEP, f"{judged.reason}; not promoted: {blocked}")
             record = self._promote(judged.reason, champion)
@@ -209,7 +261,7 @@ class _Experiment:
                 return record
             # Another controller promoted meanwhile: decide again, against the new champion.
             champion = self._plan.champion_now()
-            baseline = self._baseline(champion.commit)
+            baseline = self.baseline(champion.commit)
 
     def _failure(self) -> tuple[Verdict, str] | None:
         seen = self._seen
@@ -227,41 +279,27 @@ class _Experiment:
             return Verdict.NO_METRIC, seen.problem or "there is no metric"
         return None
 
-    def _not_promotable(self) -> str | None:
-        options = self._plan.options
-        if not options.promote:
-            return "--no-promote"
-        return not_promotable(
-            self._plan.settings.policy,
-            self._seen.trust,
-            accept_self_reported=options.accept_self_reported,
-        )
-
     def _promote(self, reason: str, champion: Champion) -> Record | None:
         """Promote and return the final record, or None when the branch has moved under us."""
         what = self._plan
         record = self._final(Verdict.KEEP, reason)
         self._keep_artifacts()
-        ready = promotion.prepare(
+        promoted = promoting.promote(
             what.repository,
+            self._ledger,
             record,
             candidate=self._candidate.commit,
             branch=what.branch,
-            parent=champion.commit,
-            old=champion.tip,
-            ledger_head=self._ledger.head(),
+            champion=champion,
         )
-        record = record.model_copy(update={"promotion": Promotion(commit=ready.commit, ref=ready.ref)})
-        self._ledger.intend(record, ready.old)
-        if promotion.publish(what.repository, ready):
-            return self._ledger.append(record)
-        self._ledger.forget_intent(self._place.id)
+        if promoted is not None:
+            return promoted
         if what.branch in what.repository.checked_out_branches():
             return self._close(Verdict.KEEP, f"{reason}; not promoted: {what.branch} has been checked out meanwhile")
         return None
 
     def _close(self, verdict: Verdict, reason: str) -> Record:
-        if verdict in (Verdict.BASELINE, Verdict.KEEP):
+        if verdict in (Verdict.BASELINE, Verdict.KEEP, Verdict.PENDING):
             self._keep_artifacts()
         return self._ledger.append(self._final(verdict, reason))
 
@@ -296,6 +334,7 @@ class _Experiment:
                     evaluate_s=round(seen.evaluate_s, 4),
                     diff_s=round(seen.diff_s, 4),
                     teardown_s=round(seen.teardown_s, 4),
+                    gap_s=None if seen.gap_s is None else round(seen.gap_s, 4),
                 ),
                 "usage": train.usage if train else Usage(),
                 "exit_code": train.termination.exit_code if train else None,
@@ -310,6 +349,11 @@ class _Experiment:
         busy = seen.setup_s + (seen.train.wall_s if seen.train else 0) + seen.evaluate_s + seen.diff_s + seen.teardown_s
         return time.monotonic() - self._queued - busy
 
+    def _description(self) -> str:
+        if self._part is not None:
+            return f"{self._part.role} run of the {self._part.side} for {self._part.of}"
+        return self._plan.options.description if self._candidate is self._plan.candidate else "baseline"
+
     def _first_draft(self) -> Record:
         """The record as it stands if this controller dies: interrupted."""
         what, project = self._plan, self._plan.settings.project
@@ -321,7 +365,9 @@ class _Experiment:
             base_commit=self._candidate.base,
             candidate_tree=self._candidate.tree,
             patch=self._candidate.patch,
-            description=what.options.description if self._candidate is what.candidate else "baseline",
+            description=self._description(),
+            part=self._part,
+            round=what.round,
             image=what.image,
             command=project.command,
             seed=self._seed,
@@ -341,3 +387,10 @@ class _Experiment:
             environment=host.environment(),
             determinism={name: project.environment.get(name, value) for name, value in determinism(self._seed).items()},
         )
+
+
+def unpromoted(what: Plan, trust: Trust | None) -> str | None:
+    """Why a winner whose value has this trust stays unpromoted, or None."""
+    if not what.options.promote:
+        return "--no-promote"
+    return not_promotable(what.settings.policy, trust, accept_self_reported=what.options.accept_self_reported)

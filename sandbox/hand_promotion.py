@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import shutil
 
-from arsandbox.sandbox import candidate as candidates
-from arsandbox.sandbox import decision, prepared, promotion, rebuild
+from arsandbox.sandbox import decision, noise, promoting
+from arsandbox.sandbox.decision import Judgement
 from arsandbox.sandbox.errors import RefusedError, RepositoryError, UsageError
-from arsandbox.sandbox.experiment import champion_of
 from arsandbox.sandbox.ledger import Ledger
-from arsandbox.sandbox.models import Baseline, Promotion, Record, Verdict, utc_now
+from arsandbox.sandbox.models import Baseline, Record, Verdict, utc_now
+from arsandbox.sandbox.planning import plan_of
 from arsandbox.sandbox.repository import Repository
 from arsandbox.sandbox.requirements import not_promotable
 from arsandbox.sandbox.run_directory import run_directory
+from arsandbox.sandbox.settings import Options
 
 
 def promote(repository: Repository, record: Record, *, accept_self_reported: bool) -> Record:
@@ -25,16 +26,13 @@ def promote(repository: Repository, record: Record, *, accept_self_reported: boo
         raise UsageError(f"experiment {record.id} is no winner ({record.verdict.value})", hint="arsandbox history")
     if record.promotion is not None:
         raise UsageError(f"experiment {record.id} was promoted already, to {record.promotion.ref}")
-    settings = rebuild.settings_of(repository, record)
-    blocked = not_promotable(settings.policy, record.trust, accept_self_reported=accept_self_reported)
+    what = plan_of(repository, record, Options())
+    blocked = not_promotable(what.settings.policy, record.trust, accept_self_reported=accept_self_reported)
     if blocked:
         raise RefusedError(f"{record.id} is not promoted: {blocked}", hint="arsandbox policy show")
-    candidate = rebuild.candidate_of(repository, record)
-    refusals = candidates.refusals(candidate, repository.objects, settings.rules, settings.policy)
-    if refusals:
-        raise RefusedError(f"the patch is refused: {refusals[0]}")
-    fixed, _ = prepared.fixed_tree(repository.objects, record.base_commit, settings, repository.state / "fixed")
-    champion = champion_of(repository, record.base_commit, record.branch, settings, fixed)
+    if what.refusals:
+        raise RefusedError(f"the patch is refused: {what.refusals[0]}")
+    champion, rule = what.champion, what.settings.rule
     with Ledger.open(repository.state) as ledger, run_directory(repository.state) as place:
         measured = ledger.measured(repository.objects.tree_of(champion.commit), record.setup_sha256)
         if measured is None or measured.metric.value is None:
@@ -42,14 +40,12 @@ def promote(repository: Repository, record: Record, *, accept_self_reported: boo
                 f"the champion {champion.commit[:12]} was never measured under this set-up: the two cannot be compared",
                 hint="run the candidate anew: arsandbox run",
             )
-        judged = decision.judge(
-            record.metric.value,
-            measured.metric.value,
-            name=record.metric.name,
-            goal=record.metric.goal,
-            rule=settings.project.decision.rule,
-            min_delta=settings.project.decision.min_delta,
-        )
+        reference = noise.champion_mean(ledger, measured)
+        spread = noise.noise_of(ledger, record.setup_sha256) if rule.design else None
+        simpler = record.patch.deletions > record.patch.insertions
+        judged = decision.screen(record.metric.value, reference, spread, rule, simpler=simpler)
+        if judged.verdict is Verdict.PENDING:
+            judged = _confirmed(record, measured, judged)
         if judged.verdict is not Verdict.KEEP:
             raise RefusedError(f"it does not beat the champion of today: {judged.reason}")
         now = utc_now()
@@ -58,7 +54,7 @@ def promote(repository: Repository, record: Record, *, accept_self_reported: boo
                 "id": place.id,
                 "description": f"promoted by hand: {record.id}",
                 "reason": judged.reason,
-                "baseline": Baseline(experiment=measured.id, value=measured.metric.value),
+                "baseline": Baseline(experiment=measured.id, value=reference),
                 "decision": judged.decision,
                 "started_at": now,
                 "finished_at": now,
@@ -69,19 +65,22 @@ def promote(repository: Repository, record: Record, *, accept_self_reported: boo
         source = repository.state / "experiments" / record.id
         shutil.copytree(source, place.keep, dirs_exist_ok=True, symlinks=True)
         ledger.begin(fresh.model_copy(update={"verdict": Verdict.INTERRUPTED}))
-        ready = promotion.prepare(
-            repository,
-            fresh,
-            candidate=candidate.commit,
-            branch=record.branch,
-            parent=champion.commit,
-            old=champion.tip,
-            ledger_head=ledger.head(),
+        promoted = promoting.promote(
+            repository, ledger, fresh, candidate=what.candidate.commit, branch=record.branch, champion=champion
         )
-        fresh = fresh.model_copy(update={"promotion": Promotion(commit=ready.commit, ref=ready.ref)})
-        ledger.intend(fresh, ready.old)
-        if promotion.publish(repository, ready):
-            return ledger.append(fresh)
-        ledger.forget_intent(fresh.id)
+        if promoted is not None:
+            return promoted
         ledger.append(fresh.model_copy(update={"promotion": None, "verdict": Verdict.INTERRUPTED}))
     raise RepositoryError(f"{record.branch} moved or was checked out meanwhile; nothing was promoted", hint="try again")
+
+
+def _confirmed(record: Record, champion: Record, judged: Judgement) -> Judgement:
+    """The judgement of a candidate that a test on pairs has confirmed against this very champion."""
+    if record.decision is None or not record.decision.pairs:
+        raise RefusedError(f"{record.id} is not confirmed: {judged.reason}", hint=f"arsandbox confirm {record.id}")
+    if record.baseline is None or record.baseline.experiment != champion.id:
+        raise RefusedError(
+            f"{record.id} was confirmed against another champion than today's {champion.id}",
+            hint="run the candidate anew: arsandbox run --confirm",
+        )
+    return Judgement(Verdict.KEEP, record.reason, record.decision)

@@ -54,6 +54,8 @@ CREATE INDEX IF NOT EXISTS records_rerun ON records (json_extract(document, '$.r
     WHERE json_extract(document, '$.rerun.of') IS NOT NULL;
 """
 _MIGRATIONS = (_VERSION_1, _VERSION_2)
+# What is written about an experiment comes after it: no older record is read.
+_AFTER = "SELECT document FROM records WHERE sequence > (SELECT sequence FROM records WHERE id = ?1)"
 
 
 @dataclass(frozen=True)
@@ -260,6 +262,57 @@ class Ledger:
         )
         row = next(rows, None)
         return self._record(row[0]) if row else None
+
+    def judged(self, tree: str, setup: str) -> Record | None:
+        """The first record that judged a measurement of `tree` under `setup`, or None."""
+        rows = self._rows(
+            "SELECT document FROM records WHERE tree = ? AND setup = ?"
+            " AND verdict IN ('keep', 'discard', 'pending', 'quarantine')"
+            " AND json_extract(document, '$.part') IS NULL AND json_extract(document, '$.metric.value') IS NOT NULL"
+            " ORDER BY sequence LIMIT 1",
+            tree,
+            setup,
+        )
+        row = next(rows, None)
+        return self._record(row[0]) if row else None
+
+    def draws(self, setup: str, *, tree: str | None = None) -> list[Record]:
+        """The calibration runs under `setup`, or every unselected run of `tree`: calibrating, confirming or as the
+        baseline; oldest first. Runs that gave no value are left out."""
+        query = (
+            "SELECT document FROM records WHERE setup = ? AND verdict = 'measured'"
+            " AND json_extract(document, '$.part.role') = 'calibration' ORDER BY sequence"
+        )
+        if tree is None:
+            return [self._record(row[0]) for row in self._rows(query, setup)]
+        query = "SELECT document FROM records WHERE tree = ? AND setup = ? AND verdict IN ('baseline', 'measured')"
+        return [self._record(row[0]) for row in self._rows(f"{query} ORDER BY sequence", tree, setup)]
+
+    def parts(self, experiment: str) -> list[Record]:
+        """The runs that were made to confirm `experiment`, oldest first, whatever they came to."""
+        rows = self._rows(f"{_AFTER} AND json_extract(document, '$.part.of') = ?1 ORDER BY sequence", experiment)
+        return [self._record(row[0]) for row in rows]
+
+    def confirmation(self, experiment: str) -> Record | None:
+        """The record that says what the confirmation of `experiment` came to, or None."""
+        query = f"{_AFTER} AND json_extract(document, '$.confirms') = ?1 AND verdict != 'interrupted'"
+        row = next(self._rows(query, experiment), None)
+        return self._record(row[0]) if row else None
+
+    def of_loop(self, loop: str) -> list[Record]:
+        """What the loop with this id has recorded, oldest first."""
+        query = "SELECT document FROM records WHERE json_extract(document, '$.round.loop') = ? ORDER BY sequence"
+        rows = self._rows(query, loop)
+        return [self._record(row[0]) for row in rows]
+
+    def tested(self, branch: str) -> list[tuple[str, float]]:
+        """(experiment, alpha) of every confirmation that was decided on `branch`."""
+        rows = self._rows(
+            "SELECT json_extract(document, '$.confirms'), json_extract(document, '$.decision.alpha') FROM records"
+            " WHERE branch = ? AND json_extract(document, '$.confirms') IS NOT NULL AND verdict != 'interrupted'",
+            branch,
+        )
+        return [(str(row[0]), float(row[1] or 0.0)) for row in rows]
 
     def problems(self) -> Iterator[str]:
         """Every break in the chain, in order (changed, removed, reordered), and what cannot be read at all."""

@@ -6,9 +6,10 @@ import os
 import tempfile
 import time
 from bisect import bisect_left
+from collections.abc import Callable
 from pathlib import Path
 
-from arsandbox.sandbox import hygiene, plausibility, reported
+from arsandbox.sandbox import hygiene, plausibility, reported, steps
 from arsandbox.sandbox.bench import Bench as Bench
 from arsandbox.sandbox.bench import Measurement as Measurement
 from arsandbox.sandbox.bench import determinism as determinism
@@ -23,11 +24,28 @@ from arsandbox.sandbox.stage import StagePlan, StageRun, last_line, run_stage
 from arsandbox.sandbox.workspace.upper import shown
 
 _MOST_NAMED = 20
+# Told when a training stage ran, in seconds of the monotonic clock: start, end.
+Trained = Callable[[float, float], None]
 
 
 def measure(bench: Bench, candidate: Candidate, *, seed: int, run: RunDirectory, into: Measurement) -> None:
-    """Train and evaluate; fills `into` step by step, so that an interruption loses nothing seen so far."""
-    _train(bench, candidate, seed, run, into)
+    """Train and evaluate; fills `into` step by step, so that an interruption loses nothing seen so far.
+
+    Where the bench has slots, it waits for one with everything ready that can be.
+    """
+    bench.layers.layers(candidate.commit, without=bench.settings.heldout)
+    if bench.slots is None:
+        _measure(bench, candidate, seed, run, into, lambda started, ended: None)
+        return
+    with bench.slots.take() as slot:
+        _measure(bench, candidate, seed, run, into, slot.trained)
+        into.gap_s = slot.gap_s
+
+
+def _measure(
+    bench: Bench, candidate: Candidate, seed: int, run: RunDirectory, into: Measurement, trained: Trained
+) -> None:
+    _train(bench, candidate, seed, run, into, trained)
     assert into.train is not None  # noqa: S101 - just run
     into.tests_failed = reported.tests_may_fail(bench, into)
     if not into.ended_well or into.tampered:
@@ -45,7 +63,9 @@ def measure(bench: Bench, candidate: Candidate, *, seed: int, run: RunDirectory,
         into.remark("conflict", f"the run printed {name} {said:.6g}, the evaluation found {into.value:.6g}")
 
 
-def _train(bench: Bench, candidate: Candidate, seed: int, run: RunDirectory, into: Measurement) -> None:
+def _train(
+    bench: Bench, candidate: Candidate, seed: int, run: RunDirectory, into: Measurement, trained: Trained
+) -> None:
     settings = bench.settings
     began = time.monotonic()
     stack = bench.layers.layers(candidate.commit, without=settings.heldout).paths
@@ -80,6 +100,9 @@ def _train(bench: Bench, candidate: Candidate, seed: int, run: RunDirectory, int
         with run_stage(
             bench.engine, plan, experiment=run.id, scratch=run.scratch, labels=labels, listener=bench.listener
         ) as stage:
+            ended = time.monotonic()
+            trained(ended - stage.outcome.wall_s, ended)
+            steps.reached("trained")
             own = stage.outcome.usage.cpu_s
             into.conditions = hygiene.conditions(
                 before, hygiene.read(), cores=cores.listing, memory_nodes=cores.memory_nodes, own_cpu_s=own

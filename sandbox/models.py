@@ -67,6 +67,7 @@ class Verdict(StrEnum):
     QUARANTINE = "quarantine"
     INVALID = "invalid"
     INTERRUPTED = "interrupted"
+    MEASURED = "measured"
     AGREES = "agrees"
     DISAGREES = "disagrees"
 
@@ -80,7 +81,14 @@ class Verdict(StrEnum):
         return 130 if self is Verdict.INTERRUPTED else 1
 
 
-_FINISHED = {Verdict.BASELINE, Verdict.KEEP, Verdict.DISCARD, Verdict.PENDING, Verdict.AGREES}
+_FINISHED = {
+    Verdict.BASELINE,
+    Verdict.KEEP,
+    Verdict.DISCARD,
+    Verdict.PENDING,
+    Verdict.MEASURED,
+    Verdict.AGREES,
+}
 _REFUSED = {Verdict.REJECTED, Verdict.TAMPERED, Verdict.QUARANTINE}
 
 
@@ -218,11 +226,51 @@ class Baseline(Model):
 
 
 class Decision(Model):
-    """The rule that was applied, the values it saw, and its bound."""
+    """The rule that was applied, the values it saw, and its bound (docs/decisions.md).
+
+    `runs` are the candidate's values, `champion_runs` the champion's, in the order of the pairs, and
+    `experiments` the records that hold them. `difference` is the mean gain (positive: better) in the
+    metric's unit, `sigma` the calibrated spread. `bound` is the gain that a rule on one run asked for; for a
+    test on pairs, the p-value that a look asks for. `tests` counts the confirmations on this branch, this
+    one included, and `alpha_spent` is the sum of their error rates.
+    """
 
     rule: str
     runs: tuple[float, ...] = ()
     bound: float | None = None
+    champion_runs: tuple[float, ...] = ()
+    experiments: tuple[str, ...] = ()
+    pairs: int = 0
+    difference: float | None = None
+    p_value: float | None = None
+    alpha: float | None = None
+    sigma: float | None = None
+    sigma_df: int | None = None
+    unstable: bool = False
+    tests: int | None = None
+    alpha_spent: float | None = None
+
+
+class Part(Model):
+    """What a record is for that is no experiment of its own but one of the runs that a decision rests on.
+
+    `of` is the experiment that it belongs to; `against` the champion's tree that a confirming pair is
+    about, and `pair` its number from 1.
+    """
+
+    of: str
+    role: Literal["calibration", "confirmation"]
+    side: Literal["champion", "candidate"]
+    pair: int
+    against: str = ""
+
+
+class Round(Model):
+    """Where in a loop an experiment stands: the loop's id, the round from 1, and who proposed the edit."""
+
+    loop: str
+    number: int
+    proposer: str = ""
 
 
 class Promotion(Model):
@@ -249,7 +297,10 @@ class TestReport(Model):
 
 
 class Timing(Model):
-    """Seconds by the host's monotonic clock."""
+    """Seconds by the host's monotonic clock.
+
+    `gap_s`, in a loop: from the end of the training stage before to the start of this one; None for a first one.
+    """
 
     queued_s: float = 0.0
     setup_s: float = 0.0
@@ -257,6 +308,7 @@ class Timing(Model):
     evaluate_s: float = 0.0
     diff_s: float = 0.0
     teardown_s: float = 0.0
+    gap_s: float | None = None
 
 
 class StageRecord(Model):
@@ -372,6 +424,9 @@ class Record(Model):
     conditions: Conditions | None = None
     determinism: dict[str, str] = Field(default_factory=dict)
     rerun: Rerun | None = None
+    part: Part | None = None
+    confirms: str | None = None
+    round: Round | None = None
     previous_hash: str = ""
     ledger_hash: str = ""
 

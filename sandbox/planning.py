@@ -9,14 +9,15 @@ from datetime import datetime
 from pathlib import Path
 
 from arsandbox.sandbox import candidate as candidates
-from arsandbox.sandbox import prepared, promotion
+from arsandbox.sandbox import prepared, promotion, rebuild
 from arsandbox.sandbox import settings as configuration
 from arsandbox.sandbox.candidate import Candidate
 from arsandbox.sandbox.engines.port import Engine
 from arsandbox.sandbox.errors import MachineError, UsageError
-from arsandbox.sandbox.models import ImageRef
+from arsandbox.sandbox.models import ImageRef, Record, Round
 from arsandbox.sandbox.repository import Repository
 from arsandbox.sandbox.settings import Options, Settings
+from arsandbox.sandbox.slots import Slots
 from arsandbox.sandbox.workspace.layers import is_below
 
 _AUTORESEARCH_LAYOUT = ("prepare.py", "train.py", "program.md")
@@ -56,6 +57,8 @@ class Plan:
     fixed: tuple[str, tuple[str, ...]]
     refusals: tuple[str, ...]
     preferred_branch: str
+    round: Round | None = None
+    slots: Slots | None = None
 
     def champion_now(self) -> Champion:
         """The champion as the branch stands at this moment."""
@@ -101,6 +104,31 @@ def plan(request: Request, *, find_image: Callable[[str], ImageRef]) -> Plan:
         fixed=fixed,
         preferred_branch=preferred,
         refusals=tuple(candidates.refusals(candidate, objects, settings.rules, settings.policy)),
+    )
+
+
+def plan_of(repository: Repository, record: Record, options: Options) -> Plan:
+    """The plan that `record` was made by, against the champion of today.
+
+    Of `options` only what concerns the promotion counts. Raises RefusedError for what was changed since,
+    MachineError for what is gone, UsageError when branch and base have gone different ways.
+    """
+    settings = rebuild.settings_of(repository, record)
+    candidate = rebuild.candidate_of(repository, record)
+    base = record.base_commit
+    fixed = prepared.fixed_tree(repository.objects, base, settings, repository.state / "fixed")
+    return Plan(
+        repository=repository,
+        base=base,
+        settings=settings,
+        image=record.image,
+        candidate=candidate,
+        branch=record.branch,
+        champion=champion_of(repository, base, record.branch, settings, fixed[0]),
+        options=options,
+        fixed=fixed,
+        preferred_branch=record.branch,
+        refusals=tuple(candidates.refusals(candidate, repository.objects, settings.rules, settings.policy)),
     )
 
 

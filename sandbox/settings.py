@@ -13,6 +13,7 @@ from arsandbox.policies.rules import Names
 from arsandbox.sandbox import config
 from arsandbox.sandbox.canonical import digest
 from arsandbox.sandbox.config import ProjectConfig
+from arsandbox.sandbox.decision.rules import Rule
 from arsandbox.sandbox.errors import RefusedError, UsageError
 from arsandbox.sandbox.models import Stage
 from arsandbox.sandbox.objects import ObjectStore
@@ -78,6 +79,12 @@ class Settings:
         """Which edits are allowed; the config itself and what evaluates are always protected."""
         protected = (*self.project.protected, *self.project.metric.evaluator, *self.policy.protected, config.FILE_NAME)
         return EditRules(editable=self.project.editable, protected=protected, bounds=self.policy.editable)
+
+    @property
+    def rule(self) -> Rule:
+        """How a result is judged."""
+        asked, metric = self.project.decision, self.project.metric
+        return Rule(asked.rule, metric.name, metric.goal, asked.min_delta, asked.prefer_simpler)
 
     @property
     def heldout(self) -> tuple[str, ...]:

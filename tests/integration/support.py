@@ -299,6 +299,9 @@ memory = "96m"
 pids = 64
 disk = "16m"
 inodes = 15000
+
+[decision]
+rule = "greedy"
 """
 
 TRAIN = """\
