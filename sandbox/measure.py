@@ -16,7 +16,9 @@ from arsandbox.sandbox.bench import determinism as determinism
 from arsandbox.sandbox.candidate import Candidate
 from arsandbox.sandbox.config import EvaluateConfig
 from arsandbox.sandbox.cores import Cores
+from arsandbox.sandbox.engines.port import ReadOnlyMount
 from arsandbox.sandbox.evaluation import roles, verified
+from arsandbox.sandbox.evaluation.mounts import TARGET, furnish, python_path
 from arsandbox.sandbox.metrics import Metrics
 from arsandbox.sandbox.models import Reason, Stage
 from arsandbox.sandbox.run_directory import RunDirectory
@@ -169,6 +171,8 @@ def _evaluate_apart(
     settings = bench.settings
     assert plan_of.command is not None  # noqa: S101 - checked by the config
     began = time.monotonic()
+    library = Path(tempfile.mkdtemp(prefix="library-", dir=run.scratch))
+    furnish(library)
     # The base commit's files lie on top: an artifact can never stand in for the evaluator's code or data.
     stack = (
         *bench.layers.only(base, settings.heldout).paths,
@@ -180,7 +184,12 @@ def _evaluate_apart(
         stage=Stage.EVALUATE,
         image=bench.image,
         command=plan_of.command,
-        environment={**determinism(0), **settings.project.environment},
+        environment={
+            **determinism(0),
+            **settings.project.environment,
+            "PYTHONPATH": python_path(settings.project.environment),
+        },
+        mounts=(ReadOnlyMount(source=library, target=TARGET),),
         layers=(*stack, artifacts),
         limits=settings.policy_for(Stage.EVALUATE).limits,
         limit_s=plan_of.timeout,

@@ -7,13 +7,11 @@ controller hands frames from one to the other; the result comes from the scorer'
 
 from __future__ import annotations
 
-import json
 import secrets
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,15 +24,14 @@ from arsandbox.sandbox.config import EvaluateConfig
 from arsandbox.sandbox.engines.port import ReadOnlyMount
 from arsandbox.sandbox.errors import ArsandboxError, StateError
 from arsandbox.sandbox.evaluation.channel import SOCKET_NAME, ChannelError, Endpoint, exchange
+from arsandbox.sandbox.evaluation.mounts import LIBRARY, TARGET, furnish, python_path
 from arsandbox.sandbox.events import Silent
 from arsandbox.sandbox.models import Finding, Model, Reason, Stage, StageRecord, Termination, Usage, utc_now
 from arsandbox.sandbox.run_directory import RunDirectory
 from arsandbox.sandbox.stage import StageEnded, StagePlan, last_line, run_stage
 
-# Where each sandbox of an evaluation finds its channel, the code that speaks it, and its task.
-TARGET = "/run/arsandbox"
 _ARTIFACTS = "/run/arsandbox-artifacts"
-_SCORER = f"import sys; sys.path.insert(0, '{TARGET}/lib'); from arsandbox_box.score import main; main()"
+_SCORER = f"import sys; sys.path.insert(0, '{LIBRARY}'); from arsandbox_box.score import main; main()"
 # Seconds for both sandboxes to start and for a model box to leave by itself when all is said.
 _START_S, _LEAVE_S = 60.0, 2.0
 # Findings of the scorer that say that the number is not what it claims to be.
@@ -70,7 +67,7 @@ class _Box:
         self._evaluation, self._number = evaluation, number
         self._end = threading.Event()
         self.endpoint = Endpoint(evaluation.place / f"model-{number}", "model")
-        _furnish(self.endpoint.directory, None)
+        furnish(self.endpoint.directory)
         self.record: StageRecord | None = None
         self.problem: BaseException | None = None
         self.words = ""
@@ -154,7 +151,7 @@ class _Evaluation:
     def run(self) -> None:
         """Both sandboxes, the exchange between them, and what came of it."""
         scorer = Endpoint(self.place / "scorer", "scorer")
-        _furnish(scorer.directory, self._task())
+        furnish(scorer.directory, self._task())
         over = threading.Event()
         relay = threading.Thread(target=self._relay, args=(scorer, over), name="evaluation-channel")
         command = ("python3", "-I", "-c", _SCORER)
@@ -186,8 +183,7 @@ class _Evaluation:
             mounts.append(ReadOnlyMount(source=self._artifacts, target=_ARTIFACTS))
         own = {"ARSANDBOX_CHANNEL": f"{TARGET}/{SOCKET_NAME}", "ARSANDBOX_TASK": f"{TARGET}/task.json"}
         if stage is Stage.MODEL:
-            theirs = settings.project.environment.get("PYTHONPATH", "")
-            own["PYTHONPATH"] = ":".join(filter(None, (f"{TARGET}/lib", theirs)))
+            own["PYTHONPATH"] = python_path(settings.project.environment)
         return StagePlan(
             stage=stage,
             image=self.bench.image,
@@ -290,18 +286,3 @@ def _channels(run: RunDirectory) -> Iterator[Path]:
     place.mkdir()
     place.chmod(0o755)
     yield place
-
-
-def _furnish(directory: Path, task: dict[str, Any] | None) -> None:
-    """Put the box package, and for the scorer its task, into a directory that will be mounted read-only."""
-    library = directory / "lib" / "arsandbox_box"
-    library.mkdir(parents=True)
-    (directory / "lib").chmod(0o755)
-    library.chmod(0o755)
-    for entry in (files("arsandbox") / "sandbox" / "evaluation" / "box").iterdir():
-        if entry.name.endswith(".py"):
-            (library / entry.name).write_bytes(entry.read_bytes())
-            (library / entry.name).chmod(0o644)
-    if task is not None:
-        (directory / "task.json").write_text(json.dumps(task))
-        (directory / "task.json").chmod(0o644)

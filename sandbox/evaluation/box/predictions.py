@@ -11,27 +11,30 @@ import csv
 import importlib.util
 import io
 import math
-import os
-import stat
+import struct
+import warnings
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from .artifacts import ArtifactError, read_regular_file
 from .session import RefusedError, Result
 
 MOST_BYTES = 256 * 1024**2
+MOST_VALUE_BYTES = 256
 MOST_ROWS = 50_000_000
 
 
 def score(task: dict[str, Any]) -> Result:
     """The metric `task` asks for. Raises RefusedError for predictions that cannot be scored."""
-    targets = read_values(Path(task["targets"]))
+    targets = read_values(Path(task["targets"]), most=MOST_ROWS)
     try:
-        predictions = read_values(Path(task["artifacts"], task["file"]))
-    except (ValueError, OSError, OverflowError, MemoryError) as error:
+        predictions = read_values(Path(task["artifacts"], task["file"]), most=targets.size)
+    except ArtifactError as error:
         raise RefusedError("bad_artifact", f"{task['file']}: {error}") from error
     if predictions.shape != targets.shape:
         raise RefusedError(
@@ -43,69 +46,96 @@ def score(task: dict[str, Any]) -> Result:
     return Result(metrics={task["metric"]: value}, count=len(targets))
 
 
-def read_values(path: Path) -> npt.NDArray[Any]:
-    """The values of a predictions file. Raises ValueError, OSError."""
-    data = _read(path)
-    if path.suffix == ".npy":
-        return _array(io.BytesIO(data), len(data))
-    if path.suffix == ".npz":
-        return _only_array(data)
-    text = data.decode("utf-8")
-    rows = [row for row in csv.reader(io.StringIO(text), strict=True) if row]
-    if path.suffix == ".csv":
-        rows = rows[1:]
-    labels = [row[-1].strip() for row in rows]
+def read_values(path: Path | str, *, most: int) -> npt.NDArray[Any]:
+    """At most `most` values of a predictions file: numbers, all finite, or labels. Raises ArtifactError."""
+    data = read_regular_file(path, min(MOST_BYTES, 64 * 1024 + most * MOST_VALUE_BYTES))
+    return parse_values(data, Path(path).suffix, most=most)
+
+
+def parse_values(data: bytes, suffix: str, *, most: int) -> npt.NDArray[Any]:
+    """As `read_values`, from the bytes of a file with that suffix."""
+    if suffix == ".npy":
+        return _array(data, most)
+    if suffix == ".npz":
+        return _only_array(data, most)
+    if suffix not in (".csv", ".txt"):
+        raise ArtifactError(f"a file named *{suffix}: .csv, .txt, .npy and .npz are read")
+    labels = _column(data, most, header=suffix == ".csv")
     try:
         values = np.array([float(label) for label in labels])
     except ValueError:
         return np.array(labels, dtype=np.str_)
     if not np.isfinite(values).all():
-        raise ValueError("a value that is not finite")
+        raise ArtifactError("a value that is not finite")
     return values
 
 
-def _read(path: Path) -> bytes:
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ValueError("not a regular file")
-        data = file.read(MOST_BYTES + 1)
-    if len(data) > MOST_BYTES:
-        raise ValueError(f"larger than {MOST_BYTES} bytes")
-    return data
+def _column(data: bytes, most: int, *, header: bool) -> list[str]:
+    """The last column of a table, without its header."""
+    labels: list[str] = []
+    try:
+        reader = csv.reader(io.StringIO(data.decode("utf-8"), newline=""), strict=True)
+        for row in reader:
+            if not row:
+                continue
+            if header:
+                header = False
+                continue
+            if len(labels) >= most:
+                raise ArtifactError(f"more than {most} values")
+            if len(row[-1]) > MOST_VALUE_BYTES:
+                raise ArtifactError(f"a value of more than {MOST_VALUE_BYTES} characters")
+            labels.append(row[-1].strip())
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ArtifactError(f"not a table in UTF-8: {error}") from error
+    return labels
 
 
-def _array(file: io.BytesIO, most: int) -> npt.NDArray[Any]:
-    version = np.lib.format.read_magic(file)
-    if version not in ((1, 0), (2, 0)):
-        raise ValueError("an unknown version of .npy")
-    reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = reader(file)
+def _array(data: bytes, most: int) -> npt.NDArray[Any]:
+    """An .npy file: what its header claims is compared with what is there before anything is made of it."""
+    file = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(file)
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            shape, fortran, dtype = read(file)
+    except Exception as error:  # numpy hands the header to Python's own parser and tokenizer: they raise anything
+        raise ArtifactError(f"not an .npy file: {type(error).__name__}") from error
     count = math.prod(shape)
-    if dtype.hasobject or dtype.kind not in "biufU" or count > MOST_ROWS:
-        raise ValueError(f"an array of {dtype} and shape {shape}")
-    if count * dtype.itemsize > most - file.tell():
-        raise ValueError("a file that is shorter than its array")
-    file.seek(0)
-    values = np.load(file, allow_pickle=False)
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise ValueError("a value that is not finite")
-    return np.asarray(values)
+    if dtype.hasobject or dtype.kind not in "biufU" or dtype.itemsize > MOST_VALUE_BYTES or not 0 <= count <= most:
+        raise ArtifactError(f"an array of {str(dtype)[:40]} with {count} values")
+    if any(type(size) is not int or size < 0 for size in shape) or not dtype.itemsize:
+        raise ArtifactError("an array without a size")
+    content = data[file.tell() :]
+    if len(content) != count * dtype.itemsize:
+        raise ArtifactError("a file that is longer or shorter than its array")
+    if dtype.kind == "b" and max(content, default=0) > 1:
+        raise ArtifactError("truth values other than 0 and 1")
+    values = np.frombuffer(content, dtype=dtype).reshape(shape, order="F" if fortran else "C")
+    if dtype.kind == "U" and values.size and int(np.frombuffer(content, dtype=f"{dtype.byteorder}u4").max()) > 0x10FFFF:
+        raise ArtifactError("text that is not Unicode")
+    if dtype.kind == "f" and not np.isfinite(values).all():
+        raise ArtifactError("a value that is not finite")
+    return values
 
 
-def _only_array(data: bytes) -> npt.NDArray[Any]:
+def _only_array(data: bytes, most: int) -> npt.NDArray[Any]:
+    allowed = min(MOST_BYTES, 64 * 1024 + most * MOST_VALUE_BYTES)
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             entries = archive.infolist()
-            if len(entries) != 1:
-                raise ValueError(f"{len(entries)} arrays instead of one")
+            if len(entries) != 1 or entries[0].compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise ArtifactError(f"{len(entries)} arrays instead of one, or packed in another way")
             with archive.open(entries[0]) as member:
-                content = member.read(MOST_BYTES + 1)  # what the directory says of the size is not believed
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError) as error:
-        raise ValueError(f"not an .npz: {error}") from error
-    if len(content) > MOST_BYTES:
-        raise ValueError(f"more than {MOST_BYTES} bytes when unpacked")
-    return _array(io.BytesIO(content), len(content))
+                content = member.read(allowed + 1)  # what the directory says of the size is not believed
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, OSError, ValueError, struct.error) as error:
+        if isinstance(error, ArtifactError):
+            raise
+        raise ArtifactError(f"not an .npz file: {type(error).__name__}") from error
+    if len(content) > allowed:
+        raise ArtifactError(f"more than {allowed} bytes when unpacked")
+    return _array(content, most)
 
 
 def _computed(name: str, predictions: npt.NDArray[Any], targets: npt.NDArray[Any]) -> float:
