@@ -4,13 +4,28 @@ from __future__ import annotations
 
 import json as encoder
 import sys
+from typing import Annotated
+
+import typer
 
 from arsandbox.cli.options import EngineName, Json, open_engine
 
 
-def doctor(engine: EngineName = "docker", json: Json = False) -> int:
-    """Say whether this machine can run sandboxes, and what to do where it cannot."""
+def doctor(
+    engine: EngineName = "docker",
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Attack a real sandbox from inside, by the containment checklist.")
+    ] = False,
+    json: Json = False,
+) -> int:
+    """Say whether this machine can run sandboxes, and what to do where it cannot.
+
+    With --probe instead: run the containment checklist in a real sandbox under the policy that holds here.
+    """
     from arsandbox.sandbox.doctor import examine
+
+    if probe:
+        return _probe(engine, as_json=json)
 
     rows = examine(engine)
     if json:
@@ -28,6 +43,26 @@ def doctor(engine: EngineName = "docker", json: Json = False) -> int:
             if row.fix:
                 console.print(f"{'':8} {'':12} fix: {escape(row.fix)}", soft_wrap=True)
     return 4 if any(row.status == "missing" for row in rows) else 0
+
+
+def _probe(name: str, *, as_json: bool) -> int:
+    """The checklist's rows; 4 where one of them fails."""
+    from arsandbox.cli.options import find_image
+    from arsandbox.sandbox.config import ProjectConfig
+    from arsandbox.sandbox.policy_sources import stage_policies
+    from arsandbox.sandbox.probe.checklist import examine
+    from arsandbox.sandbox.state import printable
+
+    engine, project = open_engine(name), ProjectConfig()
+    # An engine without images of its own brings what stands in for one.
+    own = engine.find_image(project.image) if hasattr(engine, "find_image") else None
+    rows = examine(engine, own or find_image(project.image), stage_policies(project)["train"].policy.limits)
+    if as_json:
+        sys.stdout.write(encoder.dumps([row.model_dump() for row in rows]) + "\n")
+    else:
+        for row in rows:
+            sys.stdout.write(f"{row.status:12} {row.row:3}  {row.title:52} {printable(row.detail)}\n")
+    return 4 if any(row.status == "fail" for row in rows) else 0
 
 
 def gc(engine: EngineName = "docker", json: Json = False) -> None:
