@@ -14,7 +14,6 @@ from arsandbox.cli.options import Experiment, Json, Repo
 
 if TYPE_CHECKING:
     from arsandbox.sandbox.ledger import Ledger
-    from arsandbox.sandbox.models import Record
 
 
 def history(
@@ -34,7 +33,9 @@ def history(
         for record in records:
             sys.stdout.write(record.model_dump_json() + "\n")
     else:
-        sys.stdout.write(_results_tsv(records))
+        from arsandbox.sandbox.results_table import results_tsv
+
+        sys.stdout.write(results_tsv(records))
 
 
 def _say_table(repo: Path, count: int | None) -> None:
@@ -112,19 +113,3 @@ def _print_file(path: Path, *, raw: bool) -> None:
                     sys.stdout.write("".join(c for c in text if c.isprintable() or c in "\n\t"))
     except FileNotFoundError as error:
         raise UsageError(f"this experiment has no {path.name}", hint="it ended before that stage") from error
-
-
-def _results_tsv(records: list[Record]) -> str:
-    """autoresearch's results.tsv, oldest first; a row without a value reads 0.000000 and `crash`."""
-    from arsandbox.sandbox.state import printable
-
-    lines = ["commit\tval_bpb\tmemory_gb\tstatus\tdescription"]
-    for record in reversed([r for r in records if r.rerun is None]):
-        commit = record.promotion.commit if record.promotion else record.base_commit
-        value = record.metric.value
-        known = record.verdict.value in ("baseline", "keep", "discard") and value is not None
-        memory = record.usage.peak_memory_bytes / 1024**3 if known else 0.0
-        status = {"baseline": "keep"}.get(record.verdict.value, record.verdict.value) if known else "crash"
-        what = printable(" ".join((record.description or ", ".join(record.patch.files) or "baseline").split()))
-        lines.append(f"{commit[:7]}\t{value if known else 0:.6f}\t{memory:.1f}\t{status}\t{what}")
-    return "\n".join(lines) + "\n"

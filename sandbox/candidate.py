@@ -11,8 +11,10 @@ import hashlib
 import os
 import re
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import pathspec
 
@@ -24,6 +26,8 @@ from arsandbox.sandbox.objects import ObjectStore, TreeEntry
 from arsandbox.sandbox.repository import Repository
 from arsandbox.sandbox.stat_cache import StatCache
 
+# A path, its new content (None: deleted) and its git mode.
+Edited: TypeAlias = tuple[str, TreeEntry | bytes | None, str]
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _LARGEST_FILE = 64 * 1024**2
@@ -78,13 +82,45 @@ def from_worktree(repository: Repository, base: str, rules: EditRules) -> Candid
 
     Untracked files elsewhere are no part of it and are named in `left_out`, up to twenty.
     """
-    objects = repository.objects
-    tracked = {entry.path: entry for entry in objects.entries(objects.tree_of(base))}
-    edits: list[tuple[str, TreeEntry | bytes | None, str]] = []
-    root = os.open(repository.worktree, _DIRECTORY)
+    tracked = _tracked(repository.objects, base)
+    cache = _cache(repository) if len(tracked) > _LARGE_TREE else None
+    edits, left_out = _edits(repository.objects, base, repository.worktree, rules, tracked, cache)
+    if cache is not None:
+        cache.save()
+    commit = repository.objects.commit_edit(base, edits) if edits else base
+    return _frozen(repository.objects, base, commit, tuple(left_out))
+
+
+def from_copy(objects: ObjectStore, base: str, copy: Path, rules: EditRules) -> Candidate:
+    """The candidate that a copy of `base` in `copy` makes of it; only what is editable counts.
+
+    Other changed and new files are named in `left_out`, up to twenty.
+    """
+    edits, left_out = _edits(objects, base, copy, rules, _tracked(objects, base), None)
+    counted = [edit for edit in edits if rules.is_editable(edit[0])]
+    others = [path for path, _, _ in edits if not rules.is_editable(path)]
+    commit = objects.commit_edit(base, counted) if counted else base
+    return _frozen(objects, base, commit, (*others, *left_out)[:20])
+
+
+def from_edits(objects: ObjectStore, base: str, edits: Sequence[Edited]) -> Candidate:
+    """The candidate that `edits` (path; content, or None to delete; git mode) make of `base`."""
+    return _frozen(objects, base, objects.commit_edit(base, edits) if edits else base)
+
+
+def _tracked(objects: ObjectStore, base: str) -> dict[str, TreeEntry]:
+    return {entry.path: entry for entry in objects.entries(objects.tree_of(base))}
+
+
+def _edits(
+    objects: ObjectStore, base: str, place: Path, rules: EditRules, tracked: dict[str, TreeEntry],
+    cache: StatCache | None,
+) -> tuple[list[Edited], list[str]]:  # fmt: skip
+    """What the directory `place` changes of `base`, and what in it is no part of that."""
+    edits: list[Edited] = []
+    root = os.open(place, _DIRECTORY)
     try:
         found, left_out = _walk(root, set(tracked), rules, _ignored(objects, base))
-        cache = _cache(repository) if len(tracked) > _LARGE_TREE else None
         for path in sorted(tracked.keys() | found):
             before = tracked.get(path)
             if cache is not None and before is not None and cache.holds(path, before.mode, before.blob):
@@ -98,12 +134,9 @@ def from_worktree(repository: Repository, base: str, rules: EditRules) -> Candid
                     edits.append((path, content, mode))
                 elif cache is not None:
                     cache.remember(path, mode, before.blob)
-        if cache is not None:
-            cache.save()
     finally:
         os.close(root)
-    commit = objects.commit_edit(base, edits) if edits else base
-    return _frozen(objects, base, commit, tuple(left_out))
+    return edits, left_out
 
 
 def _cache(repository: Repository) -> StatCache:

@@ -2,16 +2,42 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from arsandbox.sandbox.errors import UsageError
+from arsandbox.sandbox.proposers import aider
+from arsandbox.sandbox.proposers.command import CommandProposer
+from arsandbox.sandbox.proposers.on_host import HostProposer
 from arsandbox.sandbox.proposers.patches import Patches
-from arsandbox.sandbox.proposers.port import NAMES, Proposer, ProposerContext, ProposerSpec
+from arsandbox.sandbox.proposers.port import Proposer, ProposerContext, ProposerSpec
+from arsandbox.sandbox.proposers.sweep import Sweep
 
 
 def opened(spec: ProposerSpec, context: ProposerContext) -> Proposer:
-    """The proposer that `spec` names. Raises UsageError, MachineError."""
-    kind, _, argument = spec.text.strip().partition(":")
+    """The proposer that `spec` names; what is none of the names is a command line. Raises UsageError, MachineError."""
+    text = spec.text.strip()
+    kind, _, argument = text.partition(":")
+    objects, settings = context.repository.objects, context.settings
     if kind == "patches":
-        return Patches(Path(argument).expanduser(), context.repository.objects, context.past())
-    raise UsageError(f"--propose {spec.text!r}: not known", hint=f"name one of {', '.join(NAMES)}, or a command")
+        return Patches(Path(argument or ".").expanduser(), objects, context.past())
+    if kind == "sweep":
+        if (argument and not argument.isascii()) or (argument and not argument.isdigit()):
+            raise UsageError(f"--propose {text}: the seed is not a number", hint="--propose sweep:7")
+        return Sweep(objects, settings.rules, context.past(), seed=int(argument or 0))
+    place = HostProposer if context.trusted else CommandProposer
+    if kind == "aider":
+        aider.require_installed(context)
+        return place("aider", lambda folder: aider.command(folder, settings.project.editable, argument), spec, context)
+    words = _words(argument if kind == "command" else text, text)
+    return place("command", lambda folder: words, spec, context)
+
+
+def _words(line: str, text: str) -> tuple[str, ...]:
+    try:
+        words = tuple(shlex.split(line))
+    except ValueError as error:
+        raise UsageError(f"--propose {text!r}: {error}", hint="quote the command like a shell would") from error
+    if not words:
+        raise UsageError(f"--propose {text!r}: names no command", hint="--propose 'python agent.py'")
+    return words

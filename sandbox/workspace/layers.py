@@ -90,6 +90,11 @@ class LayerStore:
         tops = sorted(path for path in chosen if chosen.isdisjoint(_parents(path)))
         return self._made(_key("hiding", tuple(tops)), partial(_write_whiteouts, tops)) if tops else Layers(())
 
+    def write_copy(self, commit: str, target: Path, *, without: Sequence[str] = ()) -> None:
+        """Write the files of `commit` but for `without` into the empty directory `target`. Raises RepositoryError."""
+        entries = self._objects.entries(self._objects.tree_of(commit))
+        self._write_entries((entry for entry in entries if not is_below(entry.path, without)), target)
+
     def _made(self, key: str, write: Callable[[Path], None]) -> Layers:
         with state.exclusive(self._directory / "lock"):
             if not (self._directory / key).is_dir():

@@ -1,0 +1,157 @@
+"""A searcher that needs no model: changes one numeric assignment of an editable Python file at a time.
+
+Local search by coordinates with momentum: after a win the same number moves on in the same direction
+first; all else comes in an order drawn from the seed.
+"""
+
+from __future__ import annotations
+
+import ast
+import codecs
+import random
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from arsandbox.policies.edits import EditRules
+from arsandbox.sandbox import candidate as candidates
+from arsandbox.sandbox.models import Record, Verdict
+from arsandbox.sandbox.objects import ObjectStore
+from arsandbox.sandbox.proposers.port import Brief, Proposal
+
+_FACTORS = (2.0, 0.5, 1.3, 1 / 1.3, 4.0, 0.25)
+_SMALL = 16
+_LARGEST_FILE, _MOST_FILES, _LARGEST_NUMBER = 1_048_576, 50, 1e15
+_LEFT_ALONE = re.compile(r"seed|version", re.IGNORECASE)
+_DESCRIPTION = re.compile(r"sweep: (\S+) (\S+) (\S+) -> (\S+)")
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number that is assigned: the file, its name in it, and the bytes `start` to `end` that it stands in."""
+
+    path: str
+    name: str
+    value: float | int
+    start: int
+    end: int
+
+
+class Sweep:
+    """Offers each change of one number once for as long as a record of the past does not name it."""
+
+    name = "sweep"
+
+    def __init__(self, objects: ObjectStore, rules: EditRules, past: Iterable[Record], *, seed: int) -> None:
+        self._objects, self._rules, self._seed = objects, rules, seed
+        self._tried = {record.description for record in past if record.verdict is not Verdict.INTERRUPTED}
+
+    def propose(self, brief: Brief) -> Proposal | None:
+        """The next change that was not tried, None when there is none."""
+        files = self._files(brief.champion)
+        moves = [
+            (f"sweep: {number.path} {number.name} {_text(number.value)} -> {text}", number, text)
+            for path, (source, _) in files.items()
+            for number in numbers(path, source)
+            for text in _values(number.value)
+        ]
+        random.Random(self._seed).shuffle(moves)  # noqa: S311 - an order to try things in
+        going = _momentum(brief.records)
+        moves.sort(key=lambda move: (move[1].path, move[1].name, _direction(move[1].value, move[2])) != going)
+        for description, number, text in moves:
+            if description not in self._tried:
+                self._tried.add(description)
+                source, mode = files[number.path]
+                edited = source[: number.start] + text.encode() + source[number.end :]
+                found = candidates.from_edits(self._objects, brief.champion, [(number.path, edited, mode)])
+                return Proposal(diff=found.diff, description=description)
+        return None
+
+    def _files(self, champion: str) -> dict[str, tuple[bytes, str]]:
+        """The editable Python files with their modes."""
+        entries = [
+            entry for entry in self._objects.entries(self._objects.tree_of(champion))
+            if entry.path.endswith(".py") and entry.mode in ("100644", "100755") and self._rules.is_editable(entry.path)
+        ]  # fmt: skip
+        with self._objects.blobs() as blobs:
+            return {entry.path: (blobs.read(entry.blob), entry.mode) for entry in entries[:_MOST_FILES]}
+
+
+def numbers(path: str, source: bytes) -> list[Number]:
+    """The numbers that `source` assigns to names at module and class level; none where it is not Python."""
+    if len(source) > _LARGEST_FILE or source.startswith(codecs.BOM_UTF8):
+        return []
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return []
+    starts = [0]
+    for line in source.splitlines(keepends=True):
+        starts.append(starts[-1] + len(line))
+    found = []
+    for name, node, value in _assigned(tree.body, ""):
+        if node.end_lineno is not None and node.end_col_offset is not None:
+            start = starts[node.lineno - 1] + node.col_offset
+            found.append(Number(path, name, value, start, starts[node.end_lineno - 1] + node.end_col_offset))
+    return found
+
+
+def _assigned(body: list[ast.stmt], prefix: str) -> Iterator[tuple[str, ast.expr, float | int]]:
+    for statement in body:
+        if isinstance(statement, ast.ClassDef):
+            yield from _assigned(statement.body, f"{prefix}{statement.name}.")
+            continue
+        if isinstance(statement, ast.Assign) and len(statement.targets) == 1:
+            target, node = statement.targets[0], statement.value
+        elif isinstance(statement, ast.AnnAssign) and statement.value is not None:
+            target, node = statement.target, statement.value
+        else:
+            continue
+        value = _number(node)
+        if isinstance(target, ast.Name) and value is not None and not _LEFT_ALONE.search(target.id):
+            yield f"{prefix}{target.id}", node, value
+
+
+def _number(node: ast.expr) -> float | int | None:
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        inner = _number(node.operand)
+        return None if inner is None else -inner
+    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+        value = node.value
+        assert isinstance(value, int | float)  # noqa: S101 - just looked
+        return value if abs(value) <= _LARGEST_NUMBER else None
+    return None
+
+
+def _values(value: float | int) -> list[str]:
+    """What to try instead of `value`, as Python text, each once."""
+    if isinstance(value, int):
+        near = [value + 1, value - 1] if abs(value) <= _SMALL else []
+        tried: list[float | int] = [*(round(value * factor) for factor in _FACTORS), *near]
+        tried = [one for one in tried if one > 0 or value <= 0]  # a size stays a size
+    else:
+        tried = [value * factor for factor in _FACTORS] if value else [0.1, 0.01]
+    texts = {_text(one): None for one in tried}
+    texts.pop(_text(value), None)
+    return list(texts)
+
+
+def _text(value: float | int) -> str:
+    """`value` as Python text of its own kind."""
+    if isinstance(value, int):
+        return str(value)
+    text = f"{value:.6g}"
+    return text if any(character in text for character in ".e") else f"{text}.0"
+
+
+def _direction(old: float | int, new: str) -> bool:
+    return float(new) > float(old)
+
+
+def _momentum(records: Iterable[Record]) -> tuple[str, str, bool] | None:
+    """File, name and direction of the latest change that was kept."""
+    for record in records:
+        found = _DESCRIPTION.fullmatch(record.description)
+        if record.verdict is Verdict.KEEP and found is not None:
+            return found[1], found[2], _direction(float(found[3]), found[4])
+    return None

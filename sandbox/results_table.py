@@ -1,0 +1,24 @@
+"""autoresearch's results.tsv: one line an experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from arsandbox.sandbox.models import Record
+from arsandbox.sandbox.state import printable
+
+HEAD = "commit\tval_bpb\tmemory_gb\tstatus\tdescription"
+
+
+def results_tsv(records: Sequence[Record]) -> str:
+    """The table of `records` (newest first), oldest first; a row without a value reads 0.000000 and `crash`."""
+    lines = [HEAD]
+    for record in reversed([r for r in records if r.rerun is None]):
+        commit = record.promotion.commit if record.promotion else record.base_commit
+        value = record.metric.value
+        known = record.verdict.value in ("baseline", "keep", "discard") and value is not None
+        memory = record.usage.peak_memory_bytes / 1024**3 if known else 0.0
+        status = {"baseline": "keep"}.get(record.verdict.value, record.verdict.value) if known else "crash"
+        what = printable(" ".join((record.description or ", ".join(record.patch.files) or "baseline").split()))
+        lines.append(f"{commit[:7]}\t{value if known else 0:.6f}\t{memory:.1f}\t{status}\t{what}")
+    return "\n".join(lines) + "\n"
