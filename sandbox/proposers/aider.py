@@ -33,8 +33,11 @@ def require_installed(context: ProposerContext) -> None:
             raise MachineError("aider is not installed on this machine", hint="python -m pip install aider-chat")
         return
     with context.run_directory() as place:
+        workspace = place.scratch / "empty"
+        workspace.mkdir()
         plan = StagePlan(
-            stage=Stage.PROPOSE, image=context.image, command=("aider", "--version"), environment={}, layers=(),
+            stage=Stage.PROPOSE, image=context.image, command=("aider", "--version"), environment={},
+            layers=(workspace,),
             limits=context.settings.policy_for("propose").limits, limit_s=_PROBE_S, log=place.scratch / "aider.log",
         )  # fmt: skip
         labels = place.labels(_PROBE_S)

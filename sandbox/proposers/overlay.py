@@ -55,7 +55,8 @@ def read_edit(
         mode = entry.mode if entry is not None and entry.mode in _REGULAR else _REGULAR[0]
         edits[path] = (path, (target / path).read_bytes(), mode)
     if not edits and findings:
-        raise Unusable(f"it changed nothing that is editable: {findings[0].detail}")
+        named = "; ".join(finding.detail for finding in findings[:3])
+        raise Unusable(f"it changed nothing that is editable: {named}")
     return candidates.from_edits(objects, champion, tuple(edits.values())).diff, findings
 
 
