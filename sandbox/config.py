@@ -90,6 +90,22 @@ EnvironmentName = Annotated[str, AfterValidator(_environment_name)]
 Finite = Annotated[float, Field(strict=True), AfterValidator(_finite)]
 
 
+# Where a sandbox has things of its own, or of its kernel.
+_TAKEN = ("/dev", "/etc", "/proc", "/run", "/sys", "/tmp", "/usr", "/workspace")  # noqa: S108
+
+
+def _directory(value: str) -> str:
+    path = PurePosixPath(value)
+    if not path.is_absolute() or ".." in path.parts or "\0" in value or str(path) == "/" or "//" in value:
+        raise ValueError(f"{value!r} is not an absolute directory below /")
+    if f"/{path.parts[1]}" in _TAKEN:
+        raise ValueError(f"{value}: the sandbox has its own /{path.parts[1]}")
+    return str(path)
+
+
+Directory = Annotated[str, AfterValidator(_directory)]
+
+
 class Section(BaseModel):
     """Base of all sections: frozen, unknown keys are errors."""
 
@@ -242,6 +258,7 @@ class ProjectConfig(Section):
     limits: LimitsConfig = LimitsConfig()
     decision: DecisionConfig = DecisionConfig()
     measurement: MeasurementConfig = MeasurementConfig()
+    mounts: tuple[Directory, ...] = ()
     policy: PolicyFile | None = None
 
     def check(self, where: str) -> ProjectConfig:

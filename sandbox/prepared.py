@@ -89,6 +89,7 @@ def ensure(
     key = digest({
         "fixed": fixed[0], "image": image.digest, "prepare": plan.model_dump(mode="json"),
         "environment": settings.project.environment, "heldout": list(settings.heldout),
+        **({"mounts": list(settings.project.mounts)} if settings.project.mounts else {}),
     })  # fmt: skip
     home = state.make_private(directory)
     with state.exclusive(home / "lock", seconds=plan.timeout + 60):
@@ -187,6 +188,7 @@ def _run(
         environment={**settings.project.environment, "ARSANDBOX_SEED": str(seed), "PYTHONHASHSEED": "0"},
         layers=stack,
         limits=policy.limits,
+        mounts=settings.mounts_for(Stage.PREPARE),
         limit_s=plan.timeout,
         log=fresh / "prepare.log",
     )

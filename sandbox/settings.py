@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from arsandbox.policies.edits import EditRules
 from arsandbox.policies.meet import Effective
 from arsandbox.policies.model import RESERVED, Policy, StageName
-from arsandbox.policies.rules import Names
+from arsandbox.policies.rules import Directories, Names
 from arsandbox.sandbox import config
 from arsandbox.sandbox.canonical import digest
 from arsandbox.sandbox.config import ProjectConfig
 from arsandbox.sandbox.decision.rules import Rule
-from arsandbox.sandbox.errors import RefusedError, UsageError
+from arsandbox.sandbox.engines.port import ReadOnlyMount
+from arsandbox.sandbox.errors import MachineError, RefusedError, UsageError
 from arsandbox.sandbox.models import Stage
 from arsandbox.sandbox.objects import ObjectStore
 from arsandbox.sandbox.policy_sources import stage_policies
@@ -91,6 +93,13 @@ class Settings:
         """Paths that only the evaluation may see."""
         return self.project.evaluate.data if self.project.evaluate else ()
 
+    def mounts_for(self, stage: Stage) -> tuple[ReadOnlyMount, ...]:
+        """The host directories that `stage` sees, read-only, where they are on the host.
+
+        Raises RefusedError for one that the stage's policy does not allow, MachineError for one that is not there.
+        """
+        return tuple(_mount(path, stage, self.policy_for(stage)) for path in self.project.mounts)
+
     def effective(self) -> dict[str, Any]:
         """The policy as it is recorded, with the edit rules that the candidate passed."""
         edits = {"editable": list(self.rules.editable), "protected": list(self.rules.protected)}
@@ -99,8 +108,10 @@ class Settings:
     def digest(self, *, image: str, fixed_tree: str, data: str | None) -> str:
         """Names the measuring set-up: values are comparable where, and only where, this is equal."""
         project = self.project.model_dump(
-            mode="json", exclude={"decision", "editable", "protected", "image", "measurement", "policy"}
+            mode="json", exclude={"decision", "editable", "protected", "image", "measurement", "policy", "mounts"}
         )
+        if self.project.mounts:
+            project["mounts"] = list(self.project.mounts)
         limits = self.policy.limits.model_dump(mode="json", exclude={"wall_s"})  # a bound on what is measured with
         document = {
             "project": {**project, "budget": self.budget_s, "grace": self.grace_s},
@@ -167,6 +178,18 @@ def _with_options(project: ProjectConfig, options: Options) -> ProjectConfig:
     return config.from_table(changed, "command line")
 
 
+def _mount(path: str, stage: Stage, policy: Policy) -> ReadOnlyMount:
+    real = Path(path).resolve()  # what a link leads to is what is seen
+    if not any(Directories().covers(one, str(real)) for one in policy.mounts):
+        raise RefusedError(
+            f"mounts: {path} ({real}) is not allowed for the {stage.value} stage; the policy's mounts: {policy.mounts}",
+            hint="the machine's owner allows it by `mounts` in the policy file, or: --policy FILE",
+        )
+    if not real.is_dir():
+        raise MachineError(f"mounts: {path} is not a directory of this machine")
+    return ReadOnlyMount(source=real, target=path)
+
+
 def _require_allowed(settings: Settings) -> None:
     """Raises RefusedError for a variable or a time that the config asks for and the policy does not allow."""
     project = settings.project
@@ -176,6 +199,12 @@ def _require_allowed(settings: Settings) -> None:
                 f"[environment] sets {name}, but the policy lets only {list(settings.policy.environment)} pass",
                 hint="leave it out, or have the policy's `environment` list it",
             )
+    for mounting in (
+        Stage.TRAIN,
+        *([Stage.PREPARE] if project.prepare else []),
+        *([Stage.EVALUATE] if project.evaluate else []),
+    ):
+        settings.mounts_for(mounting)
     times: list[tuple[StageName, str, float]] = [("train", "budget and grace", settings.deadline_s)]
     if project.prepare:
         times.append(("prepare", "[prepare] timeout", project.prepare.timeout))
