@@ -98,6 +98,9 @@ class SandboxRunner(Protocol):
 class ImageHolder(Protocol):
     """Keeps the images that sandboxes run."""
 
+    def find_image(self, name: str) -> ImageRef | None:
+        """What every `name` means on an engine that brings its own base; None where images are pinned."""
+
     def has_image(self, digest: str) -> bool:
         """Whether the image with that digest can be run. Idempotent. Raises MachineError."""
 

@@ -20,7 +20,7 @@ from arsandbox.sandbox.engines.docker.client import (
 from arsandbox.sandbox.engines.docker.sandbox import DockerSandbox
 from arsandbox.sandbox.engines.port import Sandbox, SandboxSpec
 from arsandbox.sandbox.errors import MachineError
-from arsandbox.sandbox.models import EngineInfo, Guarantee, Guarantees
+from arsandbox.sandbox.models import EngineInfo, Guarantee, Guarantees, ImageRef
 
 
 class DockerEngine:
@@ -32,6 +32,10 @@ class DockerEngine:
     def sandbox(self, spec: SandboxSpec) -> AbstractContextManager[Sandbox]:
         """See the port."""
         return DockerSandbox(self._client, spec)
+
+    def find_image(self, name: str) -> ImageRef | None:
+        """See the port: images are pinned in the catalogue."""
+        return None
 
     def has_image(self, digest: str) -> bool:
         """See the port."""
