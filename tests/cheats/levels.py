@@ -1,0 +1,58 @@
+"""Projects as repositories, one for each trust level, and edits run in them through the Python API."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from arsandbox.sandbox import experiment
+from arsandbox.sandbox.engines.port import Engine
+from arsandbox.sandbox.engines.registry import open_engine
+from arsandbox.sandbox.events import Silent
+from arsandbox.sandbox.imaging import catalogue
+from arsandbox.sandbox.models import ImageRef, Record
+from arsandbox.sandbox.repository import Repository
+from arsandbox.sandbox.settings import Options
+
+
+@dataclass
+class Task:
+    """A repository whose config asks for one trust level."""
+
+    path: Path
+    level: str
+    engine: Engine
+    _tags: itertools.count[int] = field(default_factory=itertools.count)
+
+    def run(self, patch: Path, *, runs: int = 1) -> Record:
+        """The record of the last of `runs` experiments with that edit, each against the base."""
+        for _ in range(runs):
+            options = Options(tag=f"t{next(self._tags)}", accept_self_reported=True, audit=self.level == "L4")
+            request = experiment.Request(self.path, options, patch=patch)
+            record = experiment.run(experiment.plan(request, find_image=_image), self.engine, Silent())
+        return record
+
+    def log(self, record: Record, stage: str = "train") -> bytes:
+        """What a stage of that experiment printed."""
+        file = Repository.open(self.path).state / "experiments" / record.id / f"{stage}.log"
+        return file.read_bytes() if file.exists() else b""
+
+
+def create(path: Path, level: str, files: dict[str, bytes], config: str) -> Task:
+    """A repository at `path` with one commit."""
+    for name, content in {**files, "arsandbox.toml": config.encode()}.items():
+        target = path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+    for command in (["init", "-q", "-b", "main"], ["add", "-A", "-f"], ["commit", "-q", "-m", "base"]):
+        subprocess.run(
+            ["git", "-c", "user.name=someone", "-c", "user.email=someone@example.org", *command], cwd=path, check=True
+        )
+    return Task(path, level, open_engine("docker"))
+
+
+def _image(name: str) -> ImageRef:
+    pinned = catalogue().resolve(name)
+    return ImageRef(name=pinned.name, digest=pinned.digest)

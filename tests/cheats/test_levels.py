@@ -1,0 +1,67 @@
+"""What each trust level makes of each cheat is what the corpus says; no honest edit is refused at any level."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import arsandbox_test_support as support
+import pytest
+from arsandbox_cheats_corpus import Cheat, Honest, cheats, honest, levels_of
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
+
+
+def at_levels(items: tuple[Any, ...], levels: Callable[[Any], tuple[str, ...]]) -> Iterator[Any]:
+    """Each item at its strongest level; the others are slow."""
+    for item in items:
+        every = levels(item)
+        for level in every:
+            marks = () if level == every[-1] else (pytest.mark.slow,)
+            yield pytest.param(item, level, id=f"{item.id}-{level}", marks=marks)
+
+
+def codes(record: Any) -> set[str]:
+    return {finding.code for finding in record.findings}
+
+
+def explained(record: Any) -> str:
+    return json.dumps(
+        {
+            "verdict": record.verdict, "reason": record.reason, "value": record.metric.value,
+            "baseline": record.baseline and record.baseline.value, "reported": record.self_reported,
+            "findings": [f"{finding.code}: {finding.detail}" for finding in record.findings],
+        },
+        indent=1, default=str,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("cheat", "level"), at_levels(cheats(), lambda one: tuple(sorted(one.levels))))
+def test_a_level_answers_a_cheat_as_it_claims(
+    cheat: Cheat, level: str, tasks: Callable[[str, str], Any], record_property: Callable[[str, object], None]
+) -> None:
+    answer, task = cheat.levels[level], tasks(cheat.project, level)
+    record = task.run(cheat.patch, runs=cheat.naive.runs)
+    record_property("cheat", (cheat.id, level, " ".join([record.verdict.value, *sorted(codes(record))])[:23]))
+    assert record.verdict.value == answer.expected, explained(record)
+    assert set(answer.findings) <= codes(record), explained(record)
+    assert answer.outcome == "passes" or record.promotion is None, explained(record)
+    if answer.outcome == "passes" and cheat.naive.fooled == "kept":
+        assert record.promotion is not None, explained(record)
+    if answer.outcome == "stopped" and cheat.naive.fooled == "shown":
+        assert cheat.naive.marker not in record.model_dump_json(), "what the run printed is in the record"
+    text = record.model_dump_json()
+    assert "\\u001b" not in text, "a control sequence is in the record"
+    assert not support.containers(), "a container is left"
+
+
+@pytest.mark.parametrize(("edit", "level"), at_levels(honest(), lambda one: one.levels or levels_of(one.project)))
+def test_no_honest_edit_is_refused(
+    edit: Honest, level: str, tasks: Callable[[str, str], Any], record_property: Callable[[str, object], None]
+) -> None:
+    record = tasks(edit.project, level).run(edit.patch)
+    record_property("honest", (edit.id, level, record.verdict.value))
+    assert record.verdict.value in ("keep", "discard"), explained(record)
+    if edit.wins is not None:
+        assert (record.promotion is not None) == edit.wins, explained(record)
