@@ -50,10 +50,10 @@ class NaiveRunner:
         self._runs = 0
         self._container = client.containers.run(
             image, ["sleep", "600"], detach=True, user=USER, working_dir="/work", network_disabled=True,
-            volumes={str(self.work): {"bind": "/work", "mode": "rw"}}, tmpfs={"/home": "mode=1777"},
+            volumes={str(self.work): {"bind": "/work", "mode": "rw"}}, tmpfs={"/tmp": ""},
             mem_limit="1g", pids_limit=512, init=True,
             environment={
-                "HOME": "/home", "PYTHONPATH": "/work", "ARSANDBOX_SEED": "7", "ARSANDBOX_BUDGET_SECONDS": "0.3",
+                "HOME": "/tmp", "PYTHONPATH": "/work", "ARSANDBOX_SEED": "7", "ARSANDBOX_BUDGET_SECONDS": "0.3",
                 **self._config.get("environment", {}),
             },
         )  # fmt: skip

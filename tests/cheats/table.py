@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from arsandbox_cheats_corpus import LEVELS, Answer, Cheat, cheats
+from arsandbox_cheats_corpus import HERE, LEVELS, Answer, Cheat, cheats, honest
 
+TEMPLATE = HERE / "cheats.md.in"
 COLUMNS = ("naive", *LEVELS)
 NAIVE = {
     "kept": "fooled",
@@ -47,12 +48,22 @@ def reasons() -> Iterator[str]:
 
 
 def counts() -> Iterator[str]:
-    """How many cheats each level stops, of those that can be made at it."""
+    """How many cheats each level is asked about, and how many it stops."""
+    yield "| Level | Cheats | Stopped | Passing |"
+    yield "|---|---|---|---|"
     for level in LEVELS:
         asked = [cheat.levels[level] for cheat in cheats() if level in cheat.levels]
         stopped = sum(answer.outcome == "stopped" for answer in asked)
-        if asked:
-            yield f"| {level} | {len(asked)} | {stopped} | {len(asked) - stopped} |"
+        yield f"| {level} | {len(asked)} | {stopped} | {len(asked) - stopped} |"
+
+
+def page() -> str:
+    """docs/cheats.md."""
+    text = TEMPLATE.read_text()
+    parts = {"COUNTS": counts(), "ROWS": rows(), "REASONS": reasons()}
+    for name, lines in parts.items():
+        text = text.replace(f"@{name}@", "\n".join(lines))
+    return text.replace("@CHEATS@", str(len(cheats()))).replace("@HONEST@", str(len(honest())))
 
 
 def measured_lines(measured: Mapping[tuple[str, str], str]) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import arsandbox_test_support as support
@@ -13,13 +13,31 @@ from arsandbox_cheats_corpus import Cheat, Honest, cheats, honest, levels_of
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
 
 
-def at_levels(items: tuple[Any, ...], levels: Callable[[Any], tuple[str, ...]]) -> Iterator[Any]:
-    """Each item at its strongest level; the others are slow."""
-    for item in items:
+def at_levels(
+    items: tuple[Any, ...], levels: Callable[[Any], tuple[str, ...]], first: Callable[[int, tuple[str, ...]], str]
+) -> list[Any]:
+    """Each item at each of its levels; all but the level that `first` chooses are slow."""
+    found = []
+    for index, item in enumerate(items):
         every = levels(item)
         for level in every:
-            marks = () if level == every[-1] else (pytest.mark.slow,)
-            yield pytest.param(item, level, id=f"{item.id}-{level}", marks=marks)
+            marks = () if level == first(index, every) else (pytest.mark.slow,)
+            found.append(pytest.param(item, level, id=f"{item.id}-{level}", marks=marks))
+    return found
+
+
+def strongest(index: int, levels: tuple[str, ...]) -> str:
+    """A cheat is tried at its strongest level."""
+    return levels[-1]
+
+
+def in_turn(index: int, levels: tuple[str, ...]) -> str:
+    """Honest edits take turns, so that each level sees some."""
+    return levels[index % len(levels)]
+
+
+CHEATS = at_levels(cheats(), lambda cheat: tuple(sorted(cheat.levels)), strongest)
+HONEST = at_levels(honest(), lambda edit: edit.levels or levels_of(edit.project), in_turn)
 
 
 def codes(record: Any) -> set[str]:
@@ -37,7 +55,7 @@ def explained(record: Any) -> str:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("cheat", "level"), at_levels(cheats(), lambda one: tuple(sorted(one.levels))))
+@pytest.mark.parametrize(("cheat", "level"), CHEATS)
 def test_a_level_answers_a_cheat_as_it_claims(
     cheat: Cheat, level: str, tasks: Callable[[str, str], Any], record_property: Callable[[str, object], None]
 ) -> None:
@@ -56,7 +74,7 @@ def test_a_level_answers_a_cheat_as_it_claims(
     assert not support.containers(), "a container is left"
 
 
-@pytest.mark.parametrize(("edit", "level"), at_levels(honest(), lambda one: one.levels or levels_of(one.project)))
+@pytest.mark.parametrize(("edit", "level"), HONEST)
 def test_no_honest_edit_is_refused(
     edit: Honest, level: str, tasks: Callable[[str, str], Any], record_property: Callable[[str, object], None]
 ) -> None:
