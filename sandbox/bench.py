@@ -79,6 +79,7 @@ class Measurement:
     conditions: Conditions | None = None
     disturbed: list[str] = field(default_factory=list)
     setup_s: float = 0.0
+    startup_s: float = 0.0
     evaluate_s: float = 0.0
     diff_s: float = 0.0
     teardown_s: float = 0.0

@@ -248,6 +248,7 @@ class ProjectConfig(Section):
     image: str = "cpu"
     budget: Seconds = 300.0
     grace: Seconds | None = None
+    startup: Annotated[Seconds, Field(gt=0)] | None = None
     command: Command = ("python", "train.py")
     editable: Annotated[tuple[Pattern, ...], Field(min_length=1)] = ("train.py",)
     protected: tuple[Pattern, ...] = ()
@@ -282,6 +283,11 @@ class ProjectConfig(Section):
             )
         if self.metric.tests is not None and self.metric.source != "coverage":
             raise UsageError(f"{where}: metric.tests is the junit report beside source = 'coverage' alone")
+        if self.startup is not None and self.prepare is None:
+            raise UsageError(
+                f"{where}: startup is set, but there is no [prepare] section whose data could wait for READY",
+                hint="docs/integrity.md, The data tap",
+            )
         problem = self.evaluate.problem() if self.evaluate is not None else None
         if problem is not None:
             raise UsageError(f"{where}: {problem}", hint="docs/evaluators.md shows a section for each interface")

@@ -331,6 +331,7 @@ class _Experiment:
                     queued_s=round(max(0.0, self._queued_s), 4),
                     setup_s=round(seen.setup_s, 4),
                     run_s=round(train.wall_s if train else 0.0, 4),
+                    startup_s=round(seen.startup_s, 4),
                     evaluate_s=round(seen.evaluate_s, 4),
                     diff_s=round(seen.diff_s, 4),
                     teardown_s=round(seen.teardown_s, 4),

@@ -16,13 +16,16 @@ from arsandbox.sandbox.bench import determinism as determinism
 from arsandbox.sandbox.candidate import Candidate
 from arsandbox.sandbox.config import EvaluateConfig
 from arsandbox.sandbox.cores import Cores
-from arsandbox.sandbox.engines.port import ReadOnlyMount
+from arsandbox.sandbox.engines.port import Outcome, ReadOnlyMount
+from arsandbox.sandbox.errors import StateError
 from arsandbox.sandbox.evaluation import roles, verified
 from arsandbox.sandbox.evaluation.mounts import TARGET, furnish, python_path
+from arsandbox.sandbox.evaluation.tap import DataTap
 from arsandbox.sandbox.metrics import Metrics
-from arsandbox.sandbox.models import Reason, Stage
+from arsandbox.sandbox.models import Reason, Stage, Termination, Usage
 from arsandbox.sandbox.run_directory import RunDirectory
-from arsandbox.sandbox.stage import StagePlan, StageRun, last_line, run_stage
+from arsandbox.sandbox.settings import Settings
+from arsandbox.sandbox.stage import StageEnded, StagePlan, StageRun, last_line, run_stage
 from arsandbox.sandbox.workspace.upper import shown
 
 _MOST_NAMED = 20
@@ -71,7 +74,8 @@ def _train(
     settings = bench.settings
     began = time.monotonic()
     stack = bench.layers.layers(candidate.commit, without=settings.heldout).paths
-    if bench.data is not None:
+    tap = _tap(bench, run)
+    if bench.data is not None and tap is None:
         stack = (*stack, bench.data.visible)
     verifying = settings.project.metric.evaluator
     into.evaluator_changed = verified.changed_files(bench.objects, candidate.base, stack, verifying)
@@ -87,11 +91,12 @@ def _train(
                 **determinism(seed),
                 **settings.project.environment,
                 "ARSANDBOX_BUDGET_SECONDS": f"{settings.budget_s:g}",
+                **(_tapped(settings, tap) if tap is not None else {}),
             },
+            mounts=(*settings.mounts_for(Stage.TRAIN), *((tap.mount,) if tap is not None else ())),
             layers=stack,
             limits=settings.policy.limits,
-            mounts=settings.mounts_for(Stage.TRAIN),
-            limit_s=settings.deadline_s,
+            limit_s=settings.deadline_s + (settings.project.startup or 0.0),
             log=run.keep / "train.log",
             metric=settings.project.metric.name,
             cores=cores.listing,
@@ -100,8 +105,11 @@ def _train(
         into.setup_s += time.monotonic() - began
         before = hygiene.read()
         labels = run.labels(bench.longest_s)
+        if tap is not None:
+            tap.start()
+        end = tap.end if tap is not None else None
         with run_stage(
-            bench.engine, plan, experiment=run.id, scratch=run.scratch, labels=labels, listener=bench.listener
+            bench.engine, plan, experiment=run.id, scratch=run.scratch, labels=labels, listener=bench.listener, end=end
         ) as stage:
             ended = time.monotonic()
             trained(ended - stage.outcome.wall_s, ended)
@@ -113,8 +121,16 @@ def _train(
             _read_back(bench, candidate, stage, into)
             leaving = time.monotonic()
         into.teardown_s += time.monotonic() - leaving
+    except StageEnded:
+        assert tap is not None  # noqa: S101 - nobody else ends training
+        _ended_late(tap, time.monotonic() - began - into.setup_s, into)
     finally:
         cores.release()
+        if tap is not None:
+            tap.close()
+            into.startup_s = tap.startup_s or 0.0
+    if into.conditions is None:
+        return
     if verifying:
         into.evaluator_changed += verified.changed_files(bench.objects, candidate.base, stack, verifying)
         if into.evaluator_changed:
@@ -125,6 +141,28 @@ def _train(
     into.disturbed = hygiene.disturbances(into.conditions, settings.project.measurement)
     for line in into.disturbed:
         into.remark("disturbed", line)
+
+
+def _tap(bench: Bench, run: RunDirectory) -> DataTap | None:
+    """The data tap of a project that declares `startup`."""
+    startup = bench.settings.project.startup
+    if startup is None:
+        return None
+    assert bench.data is not None  # noqa: S101 - the config needs [prepare] for it
+    directory = run.scratch / f"tap-{os.urandom(4).hex()}"
+    return DataTap(directory, bench.data.visible, limit_s=startup, deadline_s=bench.settings.deadline_s)
+
+
+def _tapped(settings: Settings, tap: DataTap) -> dict[str, str]:
+    return {**tap.environment, "PYTHONPATH": python_path(settings.project.environment)}
+
+
+def _ended_late(tap: DataTap, wall_s: float, into: Measurement) -> None:
+    """The run was ended by its tap: what it used is not known, how long it took is."""
+    if tap.problem is not None:
+        raise StateError(f"cannot open the data tap: {tap.problem.strerror}", hint="free some space and run again")
+    ended = Termination(reason=Reason.TIMEOUT, exit_code=None, signal=None, detail=tap.late)
+    into.train = Outcome(termination=ended, usage=Usage(), start_s=0.0, wall_s=wall_s)
 
 
 def _read_back(bench: Bench, candidate: Candidate, stage: StageRun, into: Measurement) -> None:

@@ -297,7 +297,7 @@ class TestReport(Model):
 
 
 class Timing(Model):
-    """Seconds by the host's monotonic clock.
+    """Seconds by the host's monotonic clock; `startup_s` is the part of `run_s` before READY, where declared.
 
     `gap_s`, in a loop: from the end of the training stage before to the start of this one; None for a first one.
     """
@@ -305,6 +305,7 @@ class Timing(Model):
     queued_s: float = 0.0
     setup_s: float = 0.0
     run_s: float = 0.0
+    startup_s: float = 0.0
     evaluate_s: float = 0.0
     diff_s: float = 0.0
     teardown_s: float = 0.0

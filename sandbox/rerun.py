@@ -346,6 +346,7 @@ class _Rerun:
                 "timing": Timing(
                     setup_s=round(last.setup_s, 4),
                     run_s=round(last.train.wall_s if last.train else 0.0, 4),
+                    startup_s=round(last.startup_s, 4),
                     evaluate_s=round(last.evaluate_s, 4),
                     diff_s=round(last.diff_s, 4),
                     teardown_s=round(last.teardown_s, 4),

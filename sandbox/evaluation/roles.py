@@ -178,7 +178,7 @@ class _Evaluation:
     def plan(self, stage: Stage, command: Any, layers: tuple[Path, ...], directory: Path, log: str) -> StagePlan:
         """The plan of one of the two sandboxes."""
         settings = self.bench.settings
-        mounts = [ReadOnlyMount(source=directory, target=TARGET)]
+        mounts = [ReadOnlyMount(source=directory, target=TARGET), *settings.mounts_for(stage)]
         if stage is Stage.SCORE and self.config.interface == "predictions":
             mounts.append(ReadOnlyMount(source=self._artifacts, target=_ARTIFACTS))
         own = {"ARSANDBOX_CHANNEL": f"{TARGET}/{SOCKET_NAME}", "ARSANDBOX_TASK": f"{TARGET}/task.json"}

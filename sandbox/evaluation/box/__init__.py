@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .artifacts import read_regular_file as read_regular_file
     from .artifacts import read_safetensors as read_safetensors
     from .predictions import read_values as read_values
+    from .start import ready as ready
 
 _HOME = {
     "log_softmax": "answering",
@@ -27,6 +28,7 @@ _HOME = {
     "read_regular_file": "artifacts",
     "read_safetensors": "artifacts",
     "read_values": "predictions",
+    "ready": "start",
 }
 
 
