@@ -81,6 +81,8 @@ def combine(ceiling: Layer, owners: Sequence[Layer], askers: Sequence[Layer], pr
             value, source = _tightened(rule, value, source, layer, name)
         if not spoken:
             value, source = _tightened(rule, value, source, preset, name)
+        if name in LOCAL and not opened and not any(layer.local for layer in spoken):
+            value, source = (), ceiling.source
         values[name], sources[name] = value, source
     return Effective(_policy(_closed(values)), sources)
 

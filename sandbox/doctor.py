@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from arsandbox.sandbox import state
+from arsandbox.sandbox import advisories, state
 from arsandbox.sandbox.engines import cgroup
 from arsandbox.sandbox.engines.registry import open_engine
 from arsandbox.sandbox.errors import ArsandboxError
@@ -35,6 +35,7 @@ def examine(engine: str) -> list[Row]:
     """Every check, in the order in which they matter. Never raises for what it finds."""
     checks: list[Callable[[], Row]] = [
         lambda: _engine(engine),
+        known_holes,
         _git,
         _kernel,
         _cgroups,
@@ -54,6 +55,27 @@ def _engine(name: str) -> Row:
     except ArsandboxError as error:
         return Row(name="engine", status="missing", detail=error.message, fix=error.hint)
     return Row(name="engine", status="ok", detail=f"{info.name} {info.version}, runtime {info.runtime}")
+
+
+def known_holes() -> Row:
+    """Whether the programs that make the sandboxes have holes that are known (advisories.py)."""
+    found = {"runc": advisories.runc_version(), "nvidia-ctk": advisories.toolkit_version()}
+    judged = [
+        (advisory, advisories.judge(advisory, *installed))
+        for advisory in advisories.ADVISORIES
+        if (installed := found[advisory.program]) is not None
+    ]
+    told = ", ".join(f"{name} {one[1] or one[0]}" for name, one in found.items() if one) or "runc is not installed"
+    for status, certainty, words in (
+        ("missing", "broken", "has a known hole"),
+        ("warning", "unknown", "may have a known hole, unless the distribution has fixed it"),
+    ):
+        holes = [advisory for advisory, verdict in judged if verdict == certainty]
+        if holes:
+            names = "; ".join(f"{one.program}: {one.cve}" for one in holes)
+            fix = "update it: " + "; ".join(f"{one.program} {' or '.join(one.fixed)} or later" for one in holes)
+            return Row(name="versions", status=status, detail=f"{told}: {words} ({names})", fix=fix)
+    return Row(name="versions", status="ok", detail=told)
 
 
 def _git() -> Row:

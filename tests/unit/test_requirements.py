@@ -3,7 +3,7 @@ import pytest
 from arsandbox.policies.model import ISOLATION, Policy, Promise
 from arsandbox.sandbox.errors import MachineError
 from arsandbox.sandbox.models import EngineInfo, Guarantee, Guarantees
-from arsandbox.sandbox.requirements import require_engine
+from arsandbox.sandbox.requirements import not_promotable, require_engine
 
 
 def _engine(isolation: str = "namespaces", guarantees: Guarantees | None = None) -> EngineInfo:
@@ -44,3 +44,29 @@ def test_an_engine_that_declares_nothing_promises_nothing() -> None:
     require_engine(Policy(), _engine())
     with pytest.raises(MachineError, match="not offered"):
         require_engine(Policy(enforced=("image",)), _engine())
+
+
+def test_a_network_that_the_engine_does_not_offer_is_refused() -> None:
+    policy = Policy(network="allowlist", hosts=("index.example:443",))
+    with pytest.raises(MachineError, match=r"pypi\.org:443"):
+        require_engine(policy, _engine())
+
+
+@pytest.mark.parametrize(
+    ("policy", "trust", "accepted", "why"),
+    [
+        ({}, "L2", False, None),
+        ({}, "L0", False, "--accept-self-reported"),
+        ({}, "L1", False, "--accept-self-reported"),
+        ({}, "L0", True, None),
+        ({"self_reported": "never"}, "L0", True, "never"),
+        ({"self_reported": "never"}, "L2", False, None),
+        ({"promote_trust": "L3"}, "L2", True, "promote_trust"),
+        ({"promote_trust": "L3"}, "L4", False, None),
+        ({"promote_trust": "L2"}, "L0", True, "promote_trust"),
+        ({}, None, True, "no value"),
+    ],
+)
+def test_what_may_be_promoted(policy: dict[str, str], trust: str | None, accepted: bool, why: str | None) -> None:
+    found = not_promotable(Policy.model_validate(policy), trust, accept_self_reported=accepted)  # type: ignore[arg-type]
+    assert found is None if why is None else why in (found or "")

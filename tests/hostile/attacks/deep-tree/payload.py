@@ -1,0 +1,4 @@
+for _ in range(1000):
+    os.mkdir("d")
+    os.chdir("d")
+open("bottom", "w").close()

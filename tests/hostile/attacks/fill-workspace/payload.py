@@ -1,0 +1,8 @@
+import sys
+
+try:
+    with open("big", "wb", buffering=0) as file:
+        for _ in range(24):
+            file.write(bytes(1024 * 1024))
+except OSError:
+    sys.exit(1)

@@ -1,0 +1,1 @@
+open("a\n\x1b[2Jb", "w").close()

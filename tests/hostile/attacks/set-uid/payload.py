@@ -1,0 +1,2 @@
+open("suid", "w").close()
+os.chmod("suid", 0o4755)

@@ -1,0 +1,2 @@
+with open("sparse", "wb") as file:
+    file.truncate(10**12)

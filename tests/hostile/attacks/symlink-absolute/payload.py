@@ -1,0 +1,1 @@
+os.symlink("/etc/passwd", "link")

@@ -1,0 +1,2 @@
+os.symlink("b", "a")
+os.symlink("a", "b")

@@ -1,0 +1,2 @@
+open("secret", "w").close()
+os.chmod("secret", 0)
