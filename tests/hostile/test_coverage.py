@@ -38,7 +38,7 @@ def test_what_is_named_exists(entry: str) -> None:
     if not function:
         assert file in OWN or file in INSIDE
         return
-    assert re.search(rf"^def {function}\(", (ROOT / file).read_text(), re.MULTILINE), entry
+    assert re.search(rf"^ *def {function}\(", (ROOT / file).read_text(), re.MULTILINE), entry
 
 
 def test_there_are_attacks_enough_and_no_name_twice() -> None:
