@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from arsandbox.cli import admin, demo, evidence, history, images, policy, rerun, run, setup
+from arsandbox.cli import admin, demo, evidence, history, images, loop, policy, rerun, run, setup
 from arsandbox.cli.boundary import application, guarded
 
 app = application(help="Run untrusted edits of training code in throw-away containers; promote the winners into git.")
@@ -31,6 +31,7 @@ app.command("demo")(demo.demo)
 app.command("init")(setup.init)
 app.command("prepare")(setup.prepare)
 app.command("run")(run.run)
+app.command("loop")(loop.loop)
 app.command("confirm")(run.confirm)
 app.command("promote")(run.promote)
 app.command("history")(history.history)

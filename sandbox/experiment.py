@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 from arsandbox.sandbox import candidate as candidates
@@ -21,6 +22,7 @@ from arsandbox.sandbox.ledger import Ledger
 from arsandbox.sandbox.measure import Bench, Measurement, determinism, measure
 from arsandbox.sandbox.models import (
     Baseline,
+    Finding,
     MetricInfo,
     Part,
     PolicyInfo,
@@ -93,6 +95,18 @@ def baseline_of(what: Plan, champion: str, engine: Engine, listener: Listener, l
         return _Experiment(what, what.candidate, engine, listener, ledger, place).baseline(champion)
 
 
+def without_run(
+    what: Plan, verdict: Verdict, reason: str, findings: Sequence[Finding], engine: Engine, listener: Listener
+) -> Record:
+    """Record an attempt of which there is nothing to run: the proposer failed, or what it proposed is no candidate."""
+    with Ledger.open(what.repository.state) as ledger, run_directory(what.repository.state) as place:
+        record = _Experiment(what, what.candidate, engine, listener, ledger, place).close_without_run(
+            verdict, reason, findings
+        )
+    listener.finished(record)
+    return record
+
+
 def _measured(
     what: Plan, candidate: Candidate, engine: Engine, listener: Listener, ledger: Ledger, part: Part | None = None
 ) -> Record:
@@ -149,6 +163,12 @@ class _Experiment:
             if self._ledger.intent(self._place.id) is None:
                 self._close(Verdict.INTERRUPTED, f"not finished: {error}")
             raise
+
+    def close_without_run(self, verdict: Verdict, reason: str, findings: Sequence[Finding]) -> Record:
+        (self._place.keep / "patch.diff").write_bytes(self._candidate.diff)
+        self._ledger.begin(self._draft)
+        self._seen.findings.extend(findings)
+        return self._close(verdict, reason)
 
     def _run(self) -> Record:
         what = self._plan

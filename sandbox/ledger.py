@@ -201,12 +201,13 @@ class Ledger:
         return [self._record(row[0]) for row in self._rows(query, -1 if count is None else count)]
 
     def summaries(self, count: int | None = None) -> list[Summary]:
-        """As `latest`, but only what a listing shows: no record is read whole."""
+        """As `latest`, but only what a listing shows: no record is read whole, and runs that are parts are left out."""
         query = (
             "SELECT id, json_extract(document, '$.started_at'), verdict, json_extract(document, '$.metric.value'),"
             " json_extract(document, '$.trust'), json_extract(document, '$.timing.run_s'),"
             " json_extract(document, '$.usage.peak_memory_bytes'), json_extract(document, '$.description'),"
-            " json_extract(document, '$.patch.files') FROM records ORDER BY sequence DESC LIMIT ?"
+            " json_extract(document, '$.patch.files') FROM records"
+            " WHERE json_extract(document, '$.part') IS NULL ORDER BY sequence DESC LIMIT ?"
         )
         found = []
         for row in self._rows(query, -1 if count is None else count):

@@ -25,13 +25,14 @@ _AUTORESEARCH_LAYOUT = ("prepare.py", "train.py", "program.md")
 
 @dataclass(frozen=True)
 class Request:
-    """What to run: at most one of `patch` and `commit`; neither means the working tree."""
+    """What to run: at most one of `patch`, `commit` and `diff` (a patch's bytes); neither means the working tree."""
 
     path: Path
     options: Options = field(default_factory=Options)
     base: str = "HEAD"
     patch: Path | None = None
     commit: str | None = None
+    diff: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,8 @@ def plan(request: Request, *, find_image: Callable[[str], ImageRef]) -> Plan:
     _require_heldout(repository, base, settings)
     if request.patch is not None:
         candidate = candidates.from_patch(objects, base, request.patch)
+    elif request.diff is not None:
+        candidate = candidates.from_diff(objects, base, request.diff, name="the proposal")
     elif request.commit is not None:
         candidate = candidates.from_commit(objects, base, repository.resolve(request.commit))
     else:
@@ -152,9 +155,14 @@ def _require_heldout(repository: Repository, base: str, settings: Settings) -> N
             )
 
 
+def default_tag() -> str:
+    """The promotion branch's tag where none is given: month and day."""
+    return datetime.now().astimezone().strftime("%b%d").lower()
+
+
 def _branches(repository: Repository, base: str, tag: str | None) -> tuple[str, str]:
     """The promotion branch by the layout's convention, and the one to use: never one that is checked out."""
-    name = tag or datetime.now().astimezone().strftime("%b%d").lower()
+    name = tag or default_tag()
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,80}", name) or ".." in name or name.endswith((".lock", ".")):
         raise UsageError(f"--tag {name!r}: not usable in a branch name", hint="letters, digits, - and _")
     paths = {entry for entry in _AUTORESEARCH_LAYOUT if repository.objects.read(f"{base}:{entry}") is not None}

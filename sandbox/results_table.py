@@ -13,7 +13,7 @@ HEAD = "commit\tval_bpb\tmemory_gb\tstatus\tdescription"
 def results_tsv(records: Sequence[Record]) -> str:
     """The table of `records` (newest first), oldest first; a row without a value reads 0.000000 and `crash`."""
     lines = [HEAD]
-    for record in reversed([r for r in records if r.rerun is None]):
+    for record in reversed(_shown(records)):
         commit = record.promotion.commit if record.promotion else record.base_commit
         value = record.metric.value
         known = record.verdict.value in ("baseline", "keep", "discard") and value is not None
@@ -22,3 +22,9 @@ def results_tsv(records: Sequence[Record]) -> str:
         what = printable(" ".join((record.description or ", ".join(record.patch.files) or "baseline").split()))
         lines.append(f"{commit[:7]}\t{value if known else 0:.6f}\t{memory:.1f}\t{status}\t{what}")
     return "\n".join(lines) + "\n"
+
+
+def _shown(records: Sequence[Record]) -> list[Record]:
+    """One row an experiment: no reruns, no confirming runs, and of a confirmed one only what it came to."""
+    confirmed = {r.confirms for r in records if r.confirms is not None and r.verdict.value != "interrupted"}
+    return [r for r in records if r.rerun is None and r.part is None and r.id not in confirmed]

@@ -1,0 +1,77 @@
+"""`arsandbox loop`: many experiments, unattended."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from arsandbox.cli.options import EngineName, Json, Repo, find_image, open_engine
+
+
+def loop(
+    propose: Annotated[str, typer.Option(help="Who proposes: sweep, aider, patches:DIR, or a command.")],
+    repo: Repo = Path(),
+    count: Annotated[int | None, typer.Option("-n", min=1, help="Rounds in all.")] = None,
+    duration: Annotated[str | None, typer.Option("--for", help="Begin no round after this time: 8h, 30m.")] = None,
+    parallel: Annotated[int, typer.Option(min=1, max=64, help="How many may train at a time.")] = 1,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the last loop.")] = False,
+    trusted_proposer: Annotated[
+        bool, typer.Option("--trusted-proposer", help="Run the proposer on this machine, not in a sandbox.")
+    ] = False,
+    credential: Annotated[
+        list[str] | None, typer.Option(help="A variable of your environment that the proposer gets.")
+    ] = None,
+    failures: Annotated[int | None, typer.Option(min=1, help="Stop after so many failed rounds in a row.")] = 10,
+    plateau: Annotated[int | None, typer.Option(min=1, help="Stop after so many rounds without a promotion.")] = None,
+    gpu_time: Annotated[str | None, typer.Option(help="Stop when training has used this much GPU time.")] = None,
+    image: Annotated[str | None, typer.Option(help="Image name (see: arsandbox image list).")] = None,
+    budget: Annotated[str | None, typer.Option(help="Wall-clock time for training: 20s, 5m, 1h30m.")] = None,
+    grace: Annotated[str | None, typer.Option(help="Time on top for start-up and closing work.")] = None,
+    tag: Annotated[str | None, typer.Option(help="The promotion branch's tag (default: month and day).")] = None,
+    policy: Annotated[str | None, typer.Option(help="A preset's name or a policy file.")] = None,
+    no_promote: Annotated[bool, typer.Option("--no-promote", help="Measure and decide only.")] = False,
+    accept_self_reported: Annotated[
+        bool, typer.Option("--accept-self-reported", help="Promote on a number that the run itself printed.")
+    ] = False,
+    engine: EngineName = "docker",
+    json: Json = False,
+) -> None:
+    """Propose, run, decide and promote, round after round, until a bound is reached.
+
+    A file named STOP in the repository ends it after the rounds under way, and so does Ctrl-C; Ctrl-C twice
+    ends it now.
+    """
+    from arsandbox.cli.render import ProgressListener
+    from arsandbox.sandbox.loop.bounds import Bounds
+    from arsandbox.sandbox.loop.running import Order
+    from arsandbox.sandbox.loop.running import loop as rounds
+    from arsandbox.sandbox.settings import Options, duration_option
+
+    options = Options(
+        image=image,
+        budget_s=duration_option(budget, "--budget"),
+        grace_s=duration_option(grace, "--grace"),
+        tag=tag,
+        promote=not no_promote,
+        accept_self_reported=accept_self_reported,
+        policy=policy,
+    )
+    bounds = Bounds(
+        count=count,
+        seconds=duration_option(duration, "--for"),
+        failures=failures,
+        plateau=plateau,
+        gpu_seconds=duration_option(gpu_time, "--gpu-time"),
+    )
+    order = Order(
+        repo, propose, options, bounds, parallel=parallel, resume=resume, trusted=trusted_proposer,
+        credentials=tuple(credential or ()),
+    )  # fmt: skip
+    # Several rounds at a time share the terminal: lines, no bars.
+    for record in rounds(order, open_engine(engine), find_image, ProgressListener(quiet=True)):
+        if json:
+            sys.stdout.write(record.model_dump_json() + "\n")
+            sys.stdout.flush()

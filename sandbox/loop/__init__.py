@@ -1,0 +1,1 @@
+"""Many experiments: propose, run, decide, promote, until a bound (docs/loop.md)."""

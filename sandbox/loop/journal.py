@@ -1,0 +1,105 @@
+"""What a loop must know after its controller died: who it is, and each proposal before it runs."""
+
+from __future__ import annotations
+
+import base64
+import os
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from arsandbox.sandbox import state
+from arsandbox.sandbox.errors import StateError, UsageError
+from arsandbox.sandbox.models import Finding, Model, Verdict
+
+_Document = TypeVar("_Document", bound=Model)
+
+
+class Identity(Model):
+    """A loop: where it started, and where its winners go."""
+
+    id: str
+    base: str
+    tag: str
+    propose: str
+
+
+class Entry(Model):
+    """One round's proposal, as it was made against `champion`; `verdict` where there is nothing to run."""
+
+    number: int
+    champion: str
+    diff: str = ""
+    description: str = ""
+    findings: tuple[Finding, ...] = ()
+    verdict: Verdict | None = None
+    reason: str = ""
+
+    @property
+    def patch(self) -> bytes:
+        """The diff's bytes."""
+        return base64.b64decode(self.diff)
+
+
+class Journal:
+    """The files of one loop below the repository's state directory, held by a lock while the loop lives."""
+
+    def __init__(self, directory: Path, identity: Identity, lock: state.Lock) -> None:
+        self._directory, self.identity, self._lock = directory, identity, lock
+
+    @classmethod
+    def begin(cls, repository_state: Path, identity: Identity) -> Journal:
+        """A new loop."""
+        directory = state.make_private(repository_state / "loops" / identity.id)
+        journal = cls(directory, identity, _locked(directory))
+        _write(directory / "loop.json", identity)
+        return journal
+
+    @classmethod
+    def resume(cls, repository_state: Path, tag: str | None) -> Journal:
+        """The latest loop (with that tag). Raises UsageError where there is none, or where it still runs."""
+        for file in sorted((repository_state / "loops").glob("*/loop.json"), reverse=True):
+            identity = _read(file, Identity)
+            if tag in (None, identity.tag):
+                return cls(file.parent, identity, _locked(file.parent))
+        raise UsageError("--resume: there is no loop to go on with", hint="start one without --resume")
+
+    def save(self, entry: Entry) -> None:
+        """Keep a proposal; it is run again after a crash, and proposed only once."""
+        _write(self._directory / f"{entry.number:06}.json", entry)
+
+    def entries(self) -> list[Entry]:
+        """Every proposal, by round."""
+        return [_read(file, Entry) for file in sorted(self._directory.glob("[0-9]*.json"))]
+
+    def close(self) -> None:
+        """Let another controller resume."""
+        self._lock.close()
+
+
+def _locked(directory: Path) -> state.Lock:
+    lock = state.Lock.try_take(directory / "lock")
+    if lock is None:
+        raise UsageError("this loop is still running in another process", hint="end that one first")
+    return lock
+
+
+def _write(file: Path, document: Model) -> None:
+    """Whole or not at all, also across a power cut."""
+    new = file.with_suffix(".new")
+    try:
+        with new.open("w") as out:
+            out.write(document.model_dump_json())
+            out.flush()
+            os.fsync(out.fileno())
+        new.rename(file)
+    except OSError as error:
+        raise StateError(f"cannot write {file}: {error.strerror}", hint="is the disk full?") from error
+
+
+def _read(file: Path, kind: type[_Document]) -> _Document:
+    try:
+        return kind.model_validate_json(file.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise StateError(f"{file} cannot be read", hint="move it away; its round is then lost") from error

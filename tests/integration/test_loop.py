@@ -1,0 +1,151 @@
+"""Loops against a real engine: promote what is better and nothing else, stop, and go on after being killed."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import arsandbox_test_support as support
+import pytest
+from arsandbox_test_support import CONFIG, TRAIN, answering
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(280)]
+
+CONFIRMING = CONFIG.replace('rule = "greedy"', 'rule = "confirm"')
+NOISE = "    import random\n    ANSWER += random.Random(int(os.environ['ARSANDBOX_SEED'])).gauss(0, 0.1)\n"
+
+
+def noisy(answer: float, comment: str = "") -> str:
+    text = TRAIN.replace("ANSWER = 10.0", f"ANSWER = {answer}{comment}")
+    return text.replace("    write(ANSWER)", f"{NOISE}    write(ANSWER)")
+
+
+def queue(task: Any, tmp_path: Path, texts: dict[str, str]) -> Path:
+    place = tmp_path / "queue"
+    place.mkdir()
+    for name, text in texts.items():
+        (place / f"{name}.patch").write_bytes(task.patch(text).read_bytes())
+    return place
+
+
+def loop(task: Any, place: Path, *arguments: str, **options: Any) -> Any:
+    propose = ["--propose", f"patches:{place}", "--tag", task.tag, "--json", "--repo", task.path]
+    return support.arsandbox("loop", *propose, *arguments, env={**task.env, **options.pop("env", {})}, **options)
+
+
+def documents(done: Any) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in done.out.splitlines()]
+
+
+def check_whole(task: Any) -> None:
+    """The chain is whole, the branch holds each promotion once, and nothing is left on the host."""
+    assert task.cli("verify").code == 0
+    promoted = [r["promotion"]["commit"] for r in task.history() if r["promotion"]]
+    branch = f"arsandbox/{task.tag}"
+    listed = task.git("rev-list", "--reverse", f"main..{branch}") if promoted else ""
+    assert listed.split() == promoted
+    assert support.leftovers(task.home) == []
+
+
+def test_a_queue_with_one_true_improvement_promotes_exactly_that_one(project: Any, tmp_path: Path) -> None:
+    task = project({"arsandbox.toml": CONFIRMING, "train.py": noisy(10.0)})
+    texts = {
+        "1-comment": noisy(10.0, "  # only a comment"),
+        "2-other-comment": noisy(10.0, "  # another one"),
+        "3-better": noisy(9.0),
+        "4-crash": "raise SystemExit(3)\n",
+        "5-comment": noisy(10.0, "  # after the winner"),
+    }
+    place = queue(task, tmp_path, texts)
+    (place / "6-broken.patch").write_text("no diff at all\n")
+    done = loop(task, place, "-n", "9")
+    assert done.code == 0, done
+    rows = sorted(documents(done), key=lambda row: row["round"]["number"])
+    assert [row["round"]["number"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    verdicts = [row["verdict"] for row in rows]
+    assert verdicts[2:4] == ["keep", "crash"] and verdicts[5] == "rejected"
+    assert {verdicts[0], verdicts[1], verdicts[4]} == {"discard"}
+    assert [row["promotion"] is not None for row in rows] == [False, False, True, False, False, False]
+    assert "nothing more is proposed" in done.err
+    gaps = [r["timing"]["gap_s"] for r in task.history() if r["timing"]["gap_s"] is not None]
+    assert len(gaps) > 10 and min(gaps) >= 0
+    for row in rows:
+        assert task.cli("show", row["id"], "--json").record == row
+    assert task.cli("diff", rows[1]["id"]).out.strip()  # a discarded attempt's patch is kept
+    check_whole(task)
+
+
+def test_each_round_builds_on_the_champion(project: Any, tmp_path: Path) -> None:
+    task = project({"a.txt": "1\n", "arsandbox.toml": CONFIG.replace('["train.py"]\np', '["train.py", "a.txt"]\np')})
+    texts = {"1": TRAIN.replace("10.0", "9.0"), "3": TRAIN.replace("10.0", "7.0")}
+    place = queue(task, tmp_path, texts)
+    task.write({"a.txt": "2\n"})
+    (place / "2.patch").write_text(task.git("diff") + "\n")
+    task.git("checkout", "-q", "a.txt")
+    (place / "3.patch").write_text((place / "3.patch").read_text().replace("10.0", "9.0"))
+    done = loop(task, place)
+    assert [row["verdict"] for row in sorted(documents(done), key=lambda r: r["round"]["number"])] == [
+        "keep", "discard", "keep",
+    ], done  # fmt: skip
+    assert "ANSWER = 7.0" in task.git("show", f"arsandbox/{task.tag}:train.py")
+    check_whole(task)
+
+
+def test_stop_rules(project: Any, tmp_path: Path) -> None:
+    task = project()
+    crash = "raise SystemExit({})\n"
+    place = queue(task, tmp_path, {str(n): crash.format(n + 1) for n in range(8)})
+    done = loop(task, place, "--failures", "2")
+    assert 2 <= len(documents(done)) <= 3 and "rounds in a row failed" in done.err
+    task.write({"STOP": ""})
+    done = loop(task, place)
+    assert (done.code, done.out) == (0, "") and "STOP exists" in done.err
+    (task.path / "STOP").unlink()
+    assert len(documents(loop(task, place, "-n", "1"))) == 1
+    done = loop(task, place, "--for", "0s")
+    assert done.out == "" and "the time is over" in done.err
+    check_whole(task)
+
+
+def test_one_signal_finishes_the_round_two_end_it(project: Any, tmp_path: Path) -> None:
+    task = project()
+    slow = "import time; print('slow', flush=True); time.sleep({})\n"
+    place = queue(task, tmp_path, {"1": answering(9, before="import time; time.sleep(3)"), "2": slow.format(15)})
+    assert task.run("--json").record["verdict"] == "baseline"
+    running = support.start(
+        "loop", "--propose", f"patches:{place}", "--tag", task.tag, "--json", "--repo", task.path, env=task.env
+    )
+    support.wait_for(lambda: support.containers(task.home), what="the first round")
+    running.process.send_signal(signal.SIGINT)
+    first = running.process.stdout.readline() if running.process.stdout else ""
+    assert json.loads(first)["verdict"] == "keep"
+    running.process.send_signal(signal.SIGINT)
+    done = running.wait()
+    assert done.code in (0, 130), done  # 130 where the second round had begun
+    check_whole(task)
+    done = loop(task, place, "--resume")
+    assert done.code == 0, done
+    numbers = [r["round"]["number"] for r in task.history() if r["round"] and r["verdict"] != "interrupted"]
+    assert len(numbers) == len(set(numbers))
+
+
+STEPS = ["begun", "prepared", "trained", "measured", "judged", "intended", "published", "recorded"]
+
+
+@pytest.mark.parametrize(
+    "step", [pytest.param(s, marks=[] if s in ("trained", "published") else pytest.mark.slow) for s in STEPS]
+)
+def test_killed_at_a_step_and_resumed(step: str, project: Any, tmp_path: Path) -> None:
+    task = project()
+    assert task.run("--json").record["verdict"] == "baseline"
+    place = queue(task, tmp_path, {"1": answering(9), "2": answering(11)})
+    killed = loop(task, place, env={"ARSANDBOX_TEST_DIE_AT": step})
+    assert killed.code == 137, killed
+    done = loop(task, place, "--resume")
+    assert done.code == 0, done
+    ended = {r["round"]["number"]: r for r in task.history() if r["round"] and r["verdict"] != "interrupted"}
+    assert {n: r["verdict"] for n, r in ended.items()} == {1: "keep", 2: "discard"}
+    assert len([r for r in task.history() if r["promotion"]]) == 1
+    check_whole(task)
