@@ -353,7 +353,7 @@ def test_a_seed_that_is_used_is_used_again(project: Any) -> None:
 
 def test_the_recorded_options_are_used_again(project: Any) -> None:
     task = project({"other.py": answering(6)})
-    done = task.run("--json", "--budget", "25s", "--memory", "100m", "--", "python", "other.py")
+    done = task.run("--json", "--budget", "25s", "--memory", "90m", "--", "python", "other.py")
     recorded = done.record
     assert recorded["metric"]["value"] == 3.0
     task.commit({"other.py": answering(50), "arsandbox.toml": CONFIG.replace('"20s"', '"9s"')})
