@@ -22,7 +22,7 @@ GIB = 1024**3
 Isolation = Literal["namespaces", "container", "gvisor"]
 # Weakest first: the kernel's namespaces alone, a container engine's, a kernel of the sandbox's own.
 ISOLATION: tuple[Isolation, ...] = ("namespaces", "container", "gvisor")
-Promise = Literal["memory", "pids", "cpus", "disk", "deadline_without_controller", "own_uid", "image"]
+Promise = Literal["memory", "pids", "cpus", "disk", "deadline_without_controller", "own_uid", "image", "egress"]
 Network = Literal["none", "allowlist"]
 Trust = Literal["L0", "L1", "L2", "L3", "L4"]
 StageName = Literal["prepare", "train", "evaluate", "propose", "model", "score"]

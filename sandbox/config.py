@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, ValidationError
 
 from arsandbox.policies.edits import EditRules
-from arsandbox.policies.model import Limits, Policy, PolicyFile
+from arsandbox.policies.model import HostPorts, Limits, Network, Policy, PolicyFile
+from arsandbox.policies.rules import EVERYTHING
 from arsandbox.sandbox.errors import UsageError
 from arsandbox.sandbox.models import Goal
 from arsandbox.sandbox.quantities import LONGEST_SECONDS, parse_duration, parse_size
@@ -132,11 +133,27 @@ class MetricConfig(Section):
 
 
 class PrepareConfig(Section):
-    """Trusted code of the base commit that makes the data once; its outputs are frozen by digest."""
+    """Trusted code of the base commit that makes the data once; its outputs are frozen by digest.
+
+    With `network = "allowlist"` it reaches `hosts`, exact host:port pairs, through a proxy, as far as the policy
+    allows them.
+    """
 
     command: Command
     outputs: Annotated[tuple[RepositoryPath, ...], Field(min_length=1)]
     timeout: Seconds = 600.0
+    network: Network = "none"
+    hosts: HostPorts = ()
+
+    def problem(self) -> str | None:
+        """What is missing or too much, or None."""
+        if self.network == "none" and self.hosts:
+            return '[prepare] hosts are reached with network = "allowlist" alone'
+        if self.network == "allowlist" and not self.hosts:
+            return '[prepare] network = "allowlist" needs hosts = ["host:port", ...]'
+        if EVERYTHING in self.hosts:
+            return f"[prepare] hosts names exact host:port pairs, and {EVERYTHING!r} is none"
+        return None
 
 
 class LanguageModelConfig(Section):
@@ -288,6 +305,9 @@ class ProjectConfig(Section):
                 f"{where}: startup is set, but there is no [prepare] section whose data could wait for READY",
                 hint="docs/integrity.md, The data tap",
             )
+        problem = self.prepare.problem() if self.prepare is not None else None
+        if problem is not None:
+            raise UsageError(f"{where}: {problem}", hint='write them like hosts = ["index.example:443"]')
         problem = self.evaluate.problem() if self.evaluate is not None else None
         if problem is not None:
             raise UsageError(f"{where}: {problem}", hint="docs/evaluators.md shows a section for each interface")

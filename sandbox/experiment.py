@@ -206,7 +206,10 @@ class _Experiment:
         self._setup = self._plan.settings.digest(
             image=self._plan.image.digest, fixed_tree=self._plan.fixed[0], data=data
         )
-        self._draft = self._draft.model_copy(update={"setup_sha256": self._setup, "data_sha256": data})
+        made = bench.data.stage if bench.data else None
+        self._draft = self._draft.model_copy(
+            update={"setup_sha256": self._setup, "data_sha256": data, "prepared": made}
+        )
 
     def bench(self) -> Bench:
         """Where the candidate is measured; runs the prepare stage when its outputs are not there yet."""

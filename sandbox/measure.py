@@ -16,6 +16,7 @@ from arsandbox.sandbox.bench import determinism as determinism
 from arsandbox.sandbox.candidate import Candidate
 from arsandbox.sandbox.config import EvaluateConfig
 from arsandbox.sandbox.cores import Cores
+from arsandbox.sandbox.egress.destinations import Allowlist
 from arsandbox.sandbox.engines.port import Outcome, ReadOnlyMount
 from arsandbox.sandbox.errors import StateError
 from arsandbox.sandbox.evaluation import roles, verified
@@ -101,6 +102,7 @@ def _train(
             metric=settings.project.metric.name,
             cores=cores.listing,
             memory_nodes=cores.memory_nodes,
+            egress=Allowlist.of(settings.policy),
         )
         into.setup_s += time.monotonic() - began
         before = hygiene.read()

@@ -112,6 +112,47 @@ class Usage(Model):
     gpu: dict[str, Any] = Field(default_factory=dict)
 
 
+class EgressDecision(StrEnum):
+    """What the proxy did with a request; all but the first are refusals, or ended before anything was sent."""
+
+    ALLOWED = "allowed"
+    NOT_NAMED = "not_named"
+    OTHER_PORT = "other_port"
+    DIRECT_ADDRESS = "direct_address"
+    PRIVATE_ADDRESS = "private_address"
+    UNRESOLVABLE = "unresolvable"
+    UNREACHABLE = "unreachable"
+    NOT_TLS = "not_tls"
+    OTHER_NAME = "other_name"
+    MALFORMED = "malformed"
+    LIMIT = "limit"
+
+
+class EgressRequest(Model):
+    """`count` requests of a stage for one destination with one outcome, and the bytes passed on for them.
+
+    `host` is empty where the request named none. Bytes count what the tunnel carried, TLS included.
+    """
+
+    host: str
+    port: int
+    decision: EgressDecision
+    count: int = 1
+    sent_bytes: int = 0
+    received_bytes: int = 0
+
+
+class EgressReport(Model):
+    """Every request that a stage made of its proxy; `omitted` counts those of further destinations than are listed."""
+
+    requests: tuple[EgressRequest, ...] = ()
+    omitted: int = 0
+
+    def refused(self) -> tuple[EgressRequest, ...]:
+        """Those that were not passed on."""
+        return tuple(row for row in self.requests if row.decision is not EgressDecision.ALLOWED)
+
+
 class Finding(Model):
     """A remark of an integrity or containment check; `code` is stable, `detail` one sentence."""
 
@@ -171,7 +212,8 @@ class Guarantees(Model):
     `memory`, `pids`, `cpus`: the limits bind the whole process tree, kernel memory included; `disk`: bytes
     and inodes of the workspace; `deadline_without_controller`: a sandbox ends on time, or at once, when
     its controller is dead; `own_uid`: no other sandbox runs with the same user id; `image`: the sandbox
-    sees the image's files and none of the host's.
+    sees the image's files and none of the host's; `egress`: a stage reaches the hosts that its policy names,
+    and nothing else (records of versions without it never had a network).
     """
 
     memory: Guarantee = Guarantee.ENFORCED
@@ -181,6 +223,7 @@ class Guarantees(Model):
     deadline_without_controller: Guarantee = Guarantee.ENFORCED
     own_uid: Guarantee = Guarantee.ENFORCED
     image: Guarantee = Guarantee.ENFORCED
+    egress: Guarantee = Guarantee.NOT_OFFERED
 
     def weak(self) -> dict[str, Guarantee]:
         """The promises that are not always kept."""
@@ -313,7 +356,7 @@ class Timing(Model):
 
 
 class StageRecord(Model):
-    """One stage's run: how it ended, what it used, and the digest of its log."""
+    """One stage's run: how it ended, what it used, and the digest of its log. `egress`: None had no network."""
 
     stage: Stage
     termination: Termination
@@ -322,6 +365,7 @@ class StageRecord(Model):
     wall_s: float
     log_sha256: str
     log_truncated: bool
+    egress: EgressReport | None = None
 
 
 class Conditions(Model):
@@ -382,7 +426,10 @@ class Rerun(Model):
 
 
 class Record(Model):
-    """The record of one experiment, as `run --json` prints it and the ledger keeps it."""
+    """The record of one experiment, as `run --json` prints it and the ledger keeps it.
+
+    `prepared` is the prepare stage that made the data, perhaps for an earlier experiment.
+    """
 
     schema_version: int = SCHEMA_VERSION
     id: str
@@ -411,6 +458,7 @@ class Record(Model):
     findings: tuple[Finding, ...] = ()
     decision: Decision | None = None
     promotion: Promotion | None = None
+    prepared: StageRecord | None = None
     stages: tuple[StageRecord, ...] = ()
     tests: TestReport | None = None
     change_set: ChangeSet = ChangeSet()

@@ -12,7 +12,7 @@ from arsandbox.policies import sources
 from arsandbox.policies.meet import Effective, Layer, combine
 from arsandbox.policies.model import Limits, Policy, StageName
 from arsandbox.sandbox import config
-from arsandbox.sandbox.config import LimitsConfig, ProjectConfig
+from arsandbox.sandbox.config import LimitsConfig, PrepareConfig, ProjectConfig
 from arsandbox.sandbox.errors import MachineError, RefusedError, UsageError
 
 STAGES: tuple[StageName, ...] = get_args(StageName)
@@ -47,6 +47,8 @@ def stage_policies(
             askers.append(Layer("[policy] of the project", project.policy.for_stage(stage), local=False))
         askers += [Layer(name, file.for_stage(stage)) for name, file in command_line]
         askers.append(Layer("the command line", of_options))
+        if stage == "prepare":  # last: nothing is granted that this section does not ask for
+            askers.append(Layer("[prepare] of the project", _network(project.prepare), local=False))
         try:
             bounds = [Layer(name, file.for_stage(stage)) for name, file in owners]
             found[stage] = combine(sources.ceiling(stage), bounds, askers, _preset(stage))
@@ -65,6 +67,13 @@ def _preset(stage: str) -> Layer:
         return Layer(f"preset {name}", file.for_stage(stage))
     fewer = file.limits.model_copy(update={"cpus": cpus})
     return Layer(f"preset {name}, on this machine", file.model_copy(update={"limits": fewer}).for_stage(stage))
+
+
+def _network(asked: PrepareConfig | None) -> Policy:
+    """What the prepare stage reaches: what its section names, or nothing."""
+    if asked is None or asked.network == "none":
+        return Policy(network="none")
+    return Policy(network="allowlist", hosts=asked.hosts)
 
 
 def _asked(asked: LimitsConfig) -> dict[str, Any]:

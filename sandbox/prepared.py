@@ -19,10 +19,11 @@ from pathlib import Path
 
 from arsandbox.sandbox import state
 from arsandbox.sandbox.canonical import digest
+from arsandbox.sandbox.egress.destinations import Allowlist
 from arsandbox.sandbox.engines.port import Engine
 from arsandbox.sandbox.errors import MachineError, RefusedError, StateError
 from arsandbox.sandbox.events import Listener
-from arsandbox.sandbox.models import ImageRef, Reason, Stage
+from arsandbox.sandbox.models import EgressReport, ImageRef, Reason, Stage, StageRecord
 from arsandbox.sandbox.objects import ObjectStore
 from arsandbox.sandbox.run_directory import RunDirectory
 from arsandbox.sandbox.settings import Settings
@@ -34,11 +35,15 @@ from arsandbox.sandbox.workspace.upper import remove_tree, shown
 
 @dataclass(frozen=True)
 class PreparedData:
-    """Layers with prepared data: `visible` for every stage, `heldout` for the evaluation alone."""
+    """Layers with prepared data: `visible` for every stage, `heldout` for the evaluation alone.
+
+    `stage` is the record of the stage that made them (None where an earlier version did).
+    """
 
     sha256: str
     visible: Path
     heldout: Path
+    stage: StageRecord | None = None
 
 
 def fixed_tree(objects: ObjectStore, base: str, settings: Settings, cache: Path) -> tuple[str, tuple[str, ...]]:
@@ -156,7 +161,8 @@ def _opened(target: Path) -> tuple[PreparedData, dict[str, str]]:
     try:
         manifest = json.loads((target / "manifest.json").read_text())
         files = {str(path): str(digest) for path, digest in manifest["files"].items()}
-        return PreparedData(str(manifest["sha256"]), target / "visible", target / "heldout"), files
+        stage = StageRecord.model_validate(manifest["stage"]) if manifest.get("stage") else None
+        return PreparedData(str(manifest["sha256"]), target / "visible", target / "heldout", stage), files
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StateError(f"the prepared data in {target} is damaged", hint=f"rm -r {target}") from error
 
@@ -191,6 +197,7 @@ def _run(
         mounts=settings.mounts_for(Stage.PREPARE),
         limit_s=plan.timeout,
         log=fresh / "prepare.log",
+        egress=Allowlist.of(policy),
     )
     labels = place.labels(plan.timeout)
     with run_stage(engine, stage, experiment=place.id, scratch=place.scratch, labels=labels, listener=listener) as run:
@@ -199,7 +206,7 @@ def _run(
             with _writing(fresh):
                 tail = (fresh / "prepare.log").read_bytes()[-2000:].decode("utf-8", "replace").strip().splitlines()
             raise RefusedError(
-                f"the prepare stage failed ({ended.reason.value}): {ended.detail}",
+                f"the prepare stage failed ({ended.reason.value}): {ended.detail}{_refused(run.record.egress)}",
                 hint=state.printable(tail[-1]) if tail else "it printed nothing",
             )
         collected_root = fresh / "collected"
@@ -215,10 +222,20 @@ def _run(
         if not any(is_below(path, [output]) for path in collected.files):
             raise RefusedError(f"the prepare stage left nothing at {output}", hint="see [prepare] outputs")
     rows = sorted(collected.files.items())
-    manifest = {"sha256": digest([list(row) for row in rows]), "files": dict(rows), "seed": seed}
+    manifest = {
+        "sha256": digest([list(row) for row in rows]), "files": dict(rows), "seed": seed,
+        "stage": run.record.model_dump(mode="json"),
+    }  # fmt: skip
     with _writing(fresh):
         _split(collected_root, fresh, collected.files, heldout)
         (fresh / "manifest.json").write_text(json.dumps(manifest, indent=1))
+
+
+def _refused(egress: EgressReport | None) -> str:
+    """The first request that its proxy refused, as a reader would look for it."""
+    for row in egress.refused() if egress is not None else ():
+        return state.printable(f"; its proxy refused {row.host}:{row.port} ({row.decision.value})")
+    return ""
 
 
 def _split(source: Path, target: Path, files: Iterable[str], heldout: tuple[str, ...]) -> None:

@@ -24,10 +24,11 @@ def require_engine(policy: Policy, engine: EngineInfo) -> None:
                 f"{getattr(kept, name).value}",
                 hint="arsandbox doctor says what is missing; or use another engine (--engine docker)",
             )
-    if policy.network == "allowlist":
+    if policy.network == "allowlist" and kept.egress is Guarantee.NOT_OFFERED:
         raise MachineError(
-            f"the policy grants a network to {', '.join(policy.hosts)}, but the {engine.name} engine here offers none",
-            hint='leave `network = "none"` (what needs a network can run before, outside)',
+            f"a stage may reach {', '.join(policy.hosts)}, but the {engine.name} engine here ({engine.runtime}) "
+            "offers no network",
+            hint='leave `network = "none"` (what needs a network can run before, outside), or use another runtime',
         )
 
 

@@ -7,12 +7,15 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from arsandbox.policies.model import Limits
 from arsandbox.sandbox import state
+from arsandbox.sandbox.egress import inside
+from arsandbox.sandbox.egress.destinations import Allowlist
+from arsandbox.sandbox.egress.proxy import Proxy
 from arsandbox.sandbox.engines.port import Engine, Outcome, ReadOnlyMount, Sandbox, SandboxSpec
 from arsandbox.sandbox.errors import StateError
 from arsandbox.sandbox.events import Listener
@@ -22,7 +25,10 @@ from arsandbox.sandbox.models import ImageRef, Stage, StageRecord, utc_now
 
 @dataclass(frozen=True)
 class StagePlan:
-    """What one stage runs. `log` is the file that its output goes to; `metric` is shown while it runs."""
+    """What one stage runs. `log` is the file that its output goes to; `metric` is shown while it runs.
+
+    `egress` is what the stage may reach (`Allowlist.of` its policy); None is no network at all.
+    """
 
     stage: Stage
     image: ImageRef
@@ -36,6 +42,7 @@ class StagePlan:
     cores: str = ""
     memory_nodes: str = ""
     mounts: tuple[ReadOnlyMount, ...] = ()
+    egress: Allowlist | None = None
 
 
 class StageEnded(KeyboardInterrupt):
@@ -109,30 +116,22 @@ def run_stage(
     directory = state.make_private(scratch / plan.stage.value)
     began = time.monotonic()
     started_at = utc_now()
-    spec = SandboxSpec(
-        experiment=experiment,
-        stage=plan.stage,
-        image=plan.image,
-        command=tuple(plan.command),
-        environment=dict(plan.environment),
-        layers=tuple(plan.layers),
-        limits=plan.limits,
-        deadline_s=plan.limit_s,
-        cores=plan.cores,
-        memory_nodes=plan.memory_nodes,
-        mounts=plan.mounts,
-        scratch=directory,
-        labels=dict(labels),
-    )
     watcher = _Watcher(plan, listener, end)
     try:
-        with engine.sandbox(spec) as sandbox:
+        with ExitStack() as stack:
+            proxy = stack.enter_context(Proxy(directory / "egress", plan.egress)) if plan.egress else None
+            if proxy is not None:
+                inside.certificates(proxy.directory)
+            spec = _specification(plan, experiment, directory, labels, proxy)
+            sandbox = stack.enter_context(engine.sandbox(spec))
             listener.stage_started(plan.stage, plan.limit_s)
             created = time.monotonic()
             try:
                 outcome = sandbox.run(watcher)
             finally:
                 listener.stage_ended(plan.stage)
+            if proxy is not None:
+                proxy.stop()
             record = StageRecord(
                 stage=plan.stage,
                 termination=outcome.termination,
@@ -141,12 +140,39 @@ def run_stage(
                 wall_s=round(outcome.wall_s, 3),
                 log_sha256=watcher.close(),
                 log_truncated=outcome.usage.output_bytes > plan.limits.output_bytes,
+                egress=proxy.report() if proxy is not None else None,
             )
             setup = created - began + outcome.start_s
             yield StageRun(record, outcome, watcher.reader.close(), sandbox, setup)
     finally:
         if directory.exists():
             shutil.rmtree(directory, ignore_errors=True)
+
+
+def _specification(
+    plan: StagePlan, experiment: str, scratch: Path, labels: Mapping[str, str], proxy: Proxy | None
+) -> SandboxSpec:
+    """What the engine is asked for; with a proxy, its socket's directory and the forwarder before the command."""
+    command, environment, mounts = tuple(plan.command), dict(plan.environment), plan.mounts
+    if proxy is not None and plan.egress is not None:
+        command = inside.command(command)
+        environment = {**environment, **inside.environment(plan.egress)}
+        mounts = (*mounts, ReadOnlyMount(source=proxy.directory, target=inside.DIRECTORY))
+    return SandboxSpec(
+        experiment=experiment,
+        stage=plan.stage,
+        image=plan.image,
+        command=command,
+        environment=environment,
+        layers=tuple(plan.layers),
+        limits=plan.limits,
+        deadline_s=plan.limit_s,
+        cores=plan.cores,
+        memory_nodes=plan.memory_nodes,
+        mounts=mounts,
+        scratch=scratch,
+        labels=dict(labels),
+    )
 
 
 def last_line(log: Path) -> str:

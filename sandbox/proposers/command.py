@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from arsandbox.sandbox.egress.destinations import Allowlist
 from arsandbox.sandbox.engines.port import ReadOnlyMount
 from arsandbox.sandbox.models import Finding, Reason, Stage
 from arsandbox.sandbox.proposers import overlay
@@ -70,6 +71,7 @@ class CommandProposer:
             limit_s=min(self._spec.limit_s, self._policy.limits.wall_s),
             log=place.scratch / LOG_NAME,  # kept only when the credentials are out of it
             mounts=(ReadOnlyMount(source=folder, target=BRIEF_TARGET),),
+            egress=Allowlist.of(self._policy),
         )
 
     def _read(self, run: StageRun, brief: Brief, place: RunDirectory) -> Proposal:

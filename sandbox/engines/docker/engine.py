@@ -93,7 +93,9 @@ def open_engine() -> DockerEngine:
         isolation="container",
         privilege="root" if os.geteuid() == 0 else "socket",
         # Two ordinary users with the socket cannot see each other's uid leases (engines/uids.py).
-        guarantees=Guarantees(own_uid=Guarantee.ENFORCED if os.geteuid() == 0 else Guarantee.BEST_EFFORT),
+        guarantees=Guarantees(
+            own_uid=Guarantee.ENFORCED if os.geteuid() == 0 else Guarantee.BEST_EFFORT, egress=Guarantee.ENFORCED
+        ),
     )
     return DockerEngine(client, info)
 

@@ -84,6 +84,7 @@ def _guarantees() -> Guarantees:
         deadline_without_controller=Guarantee.ENFORCED,
         own_uid=Guarantee.ENFORCED if root else Guarantee.NOT_OFFERED,
         image=Guarantee.NOT_OFFERED,
+        egress=Guarantee.ENFORCED,
     )
 
 

@@ -1,0 +1,1 @@
+"""Egress by allowlist: a proxy outside the sandbox, one Unix socket into it, a forwarder on `lo` inside."""

@@ -1,0 +1,52 @@
+"""The server's name in the first bytes of a TLS connection, read by OpenSSL itself, as servers read it.
+
+A server-side handshake is begun in memory and given up as soon as OpenSSL has parsed the ClientHello; no key,
+no certificate and no answer is ever made of it.
+"""
+
+from __future__ import annotations
+
+import ssl
+
+from arsandbox.sandbox.egress.destinations import DeniedError
+from arsandbox.sandbox.models import EgressDecision
+
+# OpenSSL takes no larger ClientHello either (SSL3_RT_MAX_PLAIN_LENGTH times its record count is far above).
+MOST_BYTES = 64 * 1024
+
+
+class HelloReader:
+    """Takes the bytes of a connection until its ClientHello is complete."""
+
+    def __init__(self) -> None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.sni_callback = self._seen
+        self._input = ssl.MemoryBIO()
+        self._session = context.wrap_bio(self._input, ssl.MemoryBIO(), server_side=True)
+        self._length = 0
+        self._complete = False
+        self.name: str | None = None
+
+    def feed(self, data: bytes) -> bool:
+        """Take more bytes; True once `name` holds what the client asked for (None: it named nobody).
+
+        Raises DeniedError when this is no ClientHello, or one larger than MOST_BYTES.
+        """
+        self._length += len(data)
+        if self._length > MOST_BYTES:
+            raise DeniedError(EgressDecision.NOT_TLS, f"the TLS greeting is larger than {MOST_BYTES} bytes")
+        self._input.write(data)
+        try:
+            self._session.do_handshake()
+        except ssl.SSLWantReadError:
+            return False
+        except ssl.SSLError as error:
+            if not self._complete:
+                raise DeniedError(
+                    EgressDecision.NOT_TLS, "the tunnel does not begin with a TLS greeting of version 1.2 or later"
+                ) from error
+        return self._complete
+
+    def _seen(self, _session: ssl.SSLObject, name: str | None, _context: ssl.SSLContext) -> int:
+        self.name, self._complete = name, True
+        return int(ssl.AlertDescription.ALERT_DESCRIPTION_CLOSE_NOTIFY)
