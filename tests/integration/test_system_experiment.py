@@ -123,6 +123,7 @@ def queue(target: Path, place: Path, edits: dict[str, dict[str, str | None]], ov
 
 
 def test_pass_rate_and_coverage_rise_by_honest_edits_only(target: Path, tmp_path: Path) -> None:
+    check_single_calls(target, tmp_path)
     # The user's own work: a changed file, an untracked one. Neither may be swept up or lost.
     (target / "program.md").write_text("# Program\n\n- Make the arithmetic right.\n\nmy notes\n")
     (target / "scratch.txt").write_text("mine\n")
@@ -175,14 +176,15 @@ def test_pass_rate_and_coverage_rise_by_honest_edits_only(target: Path, tmp_path
     assert gained is not None and gained.gain is not None and gained.gain > 0
 
 
-def test_a_run_and_a_preparation_are_statuses(target: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    ready = arsandbox.prepare_experiment(tmp_path / "clone", url=str(target), timeout="2m")
-    assert ready.cloned and ready.status == "nothing to prepare", ready
-    broken = arsandbox.prepare_experiment(tmp_path / "none", url=str(tmp_path / "no-repository"))
-    assert (broken.status, broken.cloned) == ("failed", False) and "cannot clone" in broken.message, broken
+def check_single_calls(target: Path, tmp_path: Path) -> None:
+    """A run of the tree as it is, a preparation, a history: each a status, also where nothing is there."""
     ran = arsandbox.run_experiment(target, metric="unit_pass_rate", budget="60s")
     assert (ran.success, ran.value) == (True, 0.5) and "2 passed" in ran.log_tail, ran
+    past = arsandbox.get_experiment_history(target)
+    assert (past.experiments[0].verdict, past.experiments[0].source) == ("baseline", "ledger")
     gone = arsandbox.run_experiment(tmp_path / "nothing")
     assert not gone.success and gone.error and gone.value is None
-    past = arsandbox.get_experiment_history(target)
-    assert past.experiments[0].verdict == "baseline" and past.experiments[0].source == "ledger"
+    cloned = arsandbox.prepare_experiment(tmp_path / "clone", url=str(target), timeout="2m")
+    assert cloned.cloned and cloned.status == "nothing to prepare", cloned
+    broken = arsandbox.prepare_experiment(tmp_path / "none", url=str(tmp_path / "no-repository"))
+    assert (broken.status, broken.cloned) == ("failed", False) and "cannot clone" in broken.message, broken
