@@ -69,12 +69,12 @@ class Target:
         )
 
     def plan(
-        self, *, promote: bool = False, base: str = "HEAD", commit: str | None = None, patch: Path | None = None,
+        self, *, promote: bool = False, base: str = "HEAD", commit: str | None = None, diff: bytes | None = None,
         description: str = "",
     ) -> Plan:  # fmt: skip
         """Resolve it for one candidate; runs nothing. Raises ArsandboxError."""
         request = self.request(promote=promote, description=description)
-        return planning.plan(replace(request, base=base, commit=commit, patch=patch), find_image=find_image)
+        return planning.plan(replace(request, base=base, commit=commit, diff=diff), find_image=find_image)
 
     def engine(self) -> Engine:
         """The engine. Raises MachineError."""

@@ -10,7 +10,6 @@ import functools
 import json
 import os
 import secrets
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -176,10 +175,7 @@ class SystemExperiment:
         return self._measured(wanted, champion, proposal, began)
 
     def _measured(self, wanted: Target, champion: str, proposal: Proposal, began: float) -> SystemStatus:
-        with tempfile.NamedTemporaryFile(prefix="arsandbox-", suffix=".patch") as file:
-            file.write(proposal.diff)
-            file.flush()
-            plan = wanted.plan(promote=True, base=champion, patch=Path(file.name), description=proposal.description)
+        plan = wanted.plan(promote=True, base=champion, diff=proposal.diff, description=proposal.description)
         engine = wanted.engine()
         record = experiment.run(plan, engine, wanted.listener)
         if record.verdict is Verdict.PENDING:
