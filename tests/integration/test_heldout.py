@@ -34,6 +34,9 @@ timeout = 60
 [evaluate.lm]
 text = "heldout/text"
 
+[decision]
+rule = "greedy"
+
 [limits]
 cpus = 1
 memory = "128m"

@@ -22,6 +22,9 @@ source = "pytest"
 file = "out/junit.xml"
 evaluator = ["tests"]
 
+[decision]
+rule = "greedy"
+
 [limits]
 cpus = 1
 memory = "96m"

@@ -32,6 +32,9 @@ text = "heldout/text"
 sealed = "heldout/sealed"
 context = 16
 
+[decision]
+rule = "greedy"
+
 [limits]
 cpus = 1
 memory = "128m"
@@ -161,3 +164,40 @@ def test_a_model_box_that_neither_answers_nor_leaves_is_ended(model: Any) -> Non
     record = served(model, silent + "time.sleep(600)\n")
     assert record["verdict"] == "no_metric", record
     assert record["metric"]["value"] is None
+
+
+PREDICTIONS = """
+[evaluate]
+interface = "predictions"
+artifacts = ["out/"]
+data = ["heldout/"]
+
+[evaluate.predictions]
+file = "out/predicted.csv"
+targets = "heldout/targets.csv"
+score = "score.py:mean_error"
+"""
+SCORE = """
+import numpy as np
+
+
+def mean_error(predicted, targets):
+    return float(np.abs(predicted - targets).mean())
+"""
+
+
+def test_predictions_are_scored_by_a_function_of_the_base_commit(project: Callable[..., Any]) -> None:
+    start, end = CONFIG.index("[evaluate]"), CONFIG.index("[decision]")
+    config = CONFIG[:start] + PREDICTIONS + CONFIG[end:]
+    train = "import os\nos.makedirs('out')\nopen('out/predicted.csv', 'w').write('x\\n1\\n2\\n5\\n')\n"
+    # An artifact and a candidate's file of that name are not what the scorer imports.
+    forged = "open('out/score.py', 'w').write('def mean_error(*_): return 0.0')\n"
+    made = project(
+        {"arsandbox.toml": config, "train.py": train + forged, "score.py": SCORE, "heldout/targets.csv": "y\n1\n2\n3\n"}
+    )
+    record = made.run("--json").record
+    assert (record["verdict"], record["trust"]) == ("baseline", "L3"), record
+    assert record["metric"]["value"] == pytest.approx(2 / 3)
+    short = made.run_train(train.replace("5\\n", "")).record
+    assert (short["verdict"], short["metric"]["value"]) == ("no_metric", None), short
+    assert "bad_artifact" in codes(short)
