@@ -66,7 +66,7 @@ class Stages:
         """Create, start, wait for and remove a container with the same flags, without a workspace."""
         spec = self._spec(self._scratch / "unused")
         began = time.perf_counter()
-        config = container.host_config(self._api, spec, volume="none")
+        config = container.host_config(self._api, spec, volume="none", runtime="runc")
         config.pop("Mounts", None)
         identity = self._api.create_container(
             image=self._image.digest, command=list(NO_OP), entrypoint=[], user="61100:61100", network_disabled=True,

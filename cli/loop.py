@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from arsandbox.cli.options import EngineName, Json, Repo, find_image, open_engine
+from arsandbox.cli.options import EngineName, Json, Repo, RuntimeName, find_image, open_engine
 
 
 def loop(
@@ -37,6 +37,7 @@ def loop(
         bool, typer.Option("--accept-self-reported", help="Promote on a number that the run itself printed.")
     ] = False,
     engine: EngineName = "docker",
+    runtime: RuntimeName = None,
     json: Json = False,
 ) -> None:
     """Propose, run, decide and promote, round after round, until a bound is reached.
@@ -71,7 +72,7 @@ def loop(
         credentials=tuple(credential or ()),
     )  # fmt: skip
     # Several rounds at a time share the terminal: lines, no bars.
-    for record in rounds(order, open_engine(engine), find_image, ProgressListener(quiet=True)):
+    for record in rounds(order, open_engine(engine, runtime), find_image, ProgressListener(quiet=True)):
         if json:
             sys.stdout.write(record.model_dump_json() + "\n")
             sys.stdout.flush()

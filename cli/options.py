@@ -14,15 +14,16 @@ if TYPE_CHECKING:
 Repo = Annotated[Path, typer.Option("--repo", help="The git repository (any directory in it).")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, and nothing else there.")]
 EngineName = Annotated[str, typer.Option("--engine", help="What runs the sandboxes.")]
+RuntimeName = Annotated[str | None, typer.Option("--runtime", help="A stronger runtime of Docker's, like runsc.")]
 PolicyName = Annotated[str | None, typer.Option("--policy", help="A preset (strict, gpu, ...) or a policy file.")]
 Experiment = Annotated[str, typer.Argument(metavar="ID", help="An experiment's id, its beginning or its end.")]
 
 
-def open_engine(name: str) -> Engine:
+def open_engine(name: str, runtime: str | None = None) -> Engine:
     """The engine by name. Raises UsageError, MachineError."""
     from arsandbox.sandbox.engines.registry import open_engine as opened
 
-    return opened(name)
+    return opened(name, runtime=runtime)
 
 
 def find_image(name: str) -> ImageRef:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from arsandbox.cli.options import EngineName, Experiment, Json, PolicyName, Repo, find_image, open_engine
+from arsandbox.cli.options import EngineName, Experiment, Json, PolicyName, Repo, RuntimeName, find_image, open_engine
 
 if TYPE_CHECKING:
     from arsandbox.sandbox.experiment import Plan
@@ -46,6 +46,7 @@ def run(
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and stop.")] = False,
     engine: EngineName = "docker",
+    runtime: RuntimeName = None,
     json: Json = False,
 ) -> int:
     """Run one candidate in fresh containers, judge it, and promote it if it wins.
@@ -91,7 +92,7 @@ def run(
             sys.stderr.write(f"arsandbox: the patch would be refused: {printable(plan.refusals[0])}\n")
             return RefusedError.exit_code
         return 0
-    runner = open_engine(engine)
+    runner = open_engine(engine, runtime)
     record = experiment.run(plan, runner, listener)
     if confirm and record.verdict is Verdict.PENDING:
         record = confirmation.confirm(plan, record, runner, listener)
@@ -108,6 +109,7 @@ def confirm(
         bool, typer.Option("--accept-self-reported", help="Promote on a number that the run itself printed.")
     ] = False,
     engine: EngineName = "docker",
+    runtime: RuntimeName = None,
     json: Json = False,
 ) -> int:
     """Complete a pending experiment: fresh-seed pairs with the champion until the test decides."""
@@ -123,7 +125,7 @@ def confirm(
         pending = ledger.get(experiment)
     options = Options(promote=not no_promote, accept_self_reported=accept_self_reported)
     plan = plan_of(repository, pending, options)
-    record = confirmation.confirm(plan, pending, open_engine(engine), ProgressListener(quiet=json))
+    record = confirmation.confirm(plan, pending, open_engine(engine, runtime), ProgressListener(quiet=json))
     if json:
         sys.stdout.write(record.model_dump_json() + "\n")
     return record.verdict.exit_code

@@ -14,7 +14,7 @@ def require_engine(policy: Policy, engine: EngineInfo) -> None:
         raise MachineError(
             f"the policy asks for isolation {policy.isolation!r}, but the {engine.name} engine here offers "
             f"{engine.isolation!r} ({engine.runtime})",
-            hint="use a stronger engine (--engine docker), or lower `isolation` in the policy",
+            hint="use a stronger engine (--engine docker, --runtime runsc), or lower `isolation` in the policy",
         )
     kept = engine.guarantees or Guarantees(**dict.fromkeys(Guarantees.model_fields, Guarantee.NOT_OFFERED))
     for name in policy.enforced:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from arsandbox.policies.model import Limits
 from arsandbox.sandbox.models import ChangeSet, EngineInfo, ImageRef, Model, Stage, Termination, Usage
@@ -123,6 +123,14 @@ class Prober(Protocol):
 
     def info(self) -> EngineInfo:
         """Name, version, runtime and isolation. Idempotent. Raises MachineError."""
+
+
+@runtime_checkable
+class RuntimeChooser(Protocol):
+    """An engine whose sandboxes can run under several runtimes. Optional."""
+
+    def with_runtime(self, name: str) -> Engine:
+        """The same engine with another runtime. Raises MachineError where it does not have it."""
 
 
 class Engine(SandboxRunner, ImageHolder, Sweeper, Prober, Protocol):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from importlib.metadata import entry_points
 
-from arsandbox.sandbox.engines.port import Engine
-from arsandbox.sandbox.errors import UsageError
+from arsandbox.sandbox.engines.port import Engine, RuntimeChooser
+from arsandbox.sandbox.errors import MachineError, UsageError
 
 GROUP = "arsandbox.engines"
 
@@ -15,10 +15,22 @@ def names() -> list[str]:
     return sorted(point.name for point in entry_points(group=GROUP))
 
 
-def open_engine(name: str) -> Engine:
-    """Connect to the engine `name`. Raises UsageError for an unknown name, MachineError if it is not there."""
+def open_engine(name: str, *, runtime: str | None = None) -> Engine:
+    """Connect to the engine `name`, with `runtime` where one is asked for.
+
+    Raises UsageError for an unknown name, MachineError if it, or the runtime, is not there.
+    """
     for point in entry_points(group=GROUP):
         if point.name == name:
             engine: Engine = point.load()()
-            return engine
+            return engine if runtime is None else _with_runtime(engine, runtime)
     raise UsageError(f"--engine {name!r}: not installed", hint=f"one of: {', '.join(names())}")
+
+
+def _with_runtime(engine: Engine, runtime: str) -> Engine:
+    if not isinstance(engine, RuntimeChooser):
+        raise MachineError(
+            f"--runtime {runtime}: the {engine.info().name} engine has no runtimes to choose from",
+            hint="--engine docker",
+        )
+    return engine.with_runtime(runtime)

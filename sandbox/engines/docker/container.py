@@ -19,7 +19,7 @@ INSIDE_MARGIN_S = 1.0
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-def host_config(api: docker.APIClient, spec: SandboxSpec, *, volume: str) -> dict[str, Any]:
+def host_config(api: docker.APIClient, spec: SandboxSpec, *, volume: str, runtime: str) -> dict[str, Any]:
     """The container's host configuration: read-only root, no network, no capability, hard limits."""
     limits = spec.limits
     mounts = [
@@ -58,6 +58,7 @@ def host_config(api: docker.APIClient, spec: SandboxSpec, *, volume: str) -> dic
         devices=[],
     )
     config["CgroupnsMode"] = "private"
+    config["Runtime"] = runtime
     if spec.cores:
         config["CpusetCpus"], config["CpusetMems"] = spec.cores, spec.memory_nodes
     return config
@@ -88,7 +89,7 @@ def environment(spec: SandboxSpec, uid: int) -> dict[str, str]:
     }
 
 
-def create(api: docker.APIClient, spec: SandboxSpec, *, name: str, volume: str, uid: int) -> str:
+def create(api: docker.APIClient, spec: SandboxSpec, *, name: str, volume: str, uid: int, runtime: str) -> str:
     """Create (not start) the container and return its id. Raises the SDK's exceptions."""
     own = environment(spec, uid)
     created = api.create_container(
@@ -106,7 +107,7 @@ def create(api: docker.APIClient, spec: SandboxSpec, *, name: str, volume: str, 
         tty=False,
         healthcheck={"test": ["NONE"]},
         stop_signal="SIGKILL",
-        host_config=host_config(api, spec, volume=volume),
+        host_config=host_config(api, spec, volume=volume, runtime=runtime),
     )
     identity: str = created["Id"]
     return identity

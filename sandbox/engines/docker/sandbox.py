@@ -33,8 +33,8 @@ _NOT_EXECUTED = (126, 127)
 class DockerSandbox:
     """Context manager over one container, its workspace volume, its quota and its uid."""
 
-    def __init__(self, client: docker.DockerClient, spec: SandboxSpec) -> None:
-        self._client, self._spec = client, spec
+    def __init__(self, client: docker.DockerClient, spec: SandboxSpec, runtime: str) -> None:
+        self._client, self._spec, self._runtime = client, spec, runtime
         self._name = f"arsandbox-{spec.experiment}-{spec.stage.value}-{os.urandom(3).hex()}"
         self._container = ""
         self._pid = 0
@@ -56,7 +56,12 @@ class DockerSandbox:
                 )
             with translated("create the sandbox"):
                 self._container = container.create(
-                    self._client.api, self._spec, name=self._name, volume=self._name, uid=self._uid.number
+                    self._client.api,
+                    self._spec,
+                    name=self._name,
+                    volume=self._name,
+                    uid=self._uid.number,
+                    runtime=self._runtime,
                 )
         except NotFound as error:
             self._remove()
