@@ -7,12 +7,31 @@ no certificate and no answer is ever made of it.
 from __future__ import annotations
 
 import ssl
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from arsandbox.sandbox.egress.destinations import DeniedError
 from arsandbox.sandbox.models import EgressDecision
 
 # OpenSSL takes no larger ClientHello either (SSL3_RT_MAX_PLAIN_LENGTH times its record count is far above).
 MOST_BYTES = 64 * 1024
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """A name that is no text ends the handshake in OpenSSL; Python would print that error too, each time."""
+    before = sys.unraisablehook
+
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        if not isinstance(unraisable.exc_value, UnicodeError):
+            before(unraisable)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 class HelloReader:
@@ -37,7 +56,8 @@ class HelloReader:
             raise DeniedError(EgressDecision.NOT_TLS, f"the TLS greeting is larger than {MOST_BYTES} bytes")
         self._input.write(data)
         try:
-            self._session.do_handshake()
+            with _quiet():
+                self._session.do_handshake()
         except ssl.SSLWantReadError:
             return False
         except ssl.SSLError as error:

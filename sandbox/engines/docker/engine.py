@@ -83,11 +83,10 @@ class DockerEngine:
         with translated("ask the engine for its runtimes"):
             known = sorted(self._client.info().get("Runtimes") or {})
         if name not in known:
+            install = "sudo apt-get install runsc, then see Runtimes in docs/configuration.md"
             raise MachineError(
                 f"--runtime {name}: this Docker engine has no such runtime, only {', '.join(known)}",
-                hint="sudo apt-get install runsc, and register it in /etc/docker/daemon.json (docs/configuration.md, Runtimes)"
-                if name == GVISOR
-                else "docker info lists the runtimes",
+                hint=install if name == GVISOR else "docker info lists the runtimes",
             )
         guarantees = self._info.guarantees or Guarantees()
         gvisor = {"isolation": "gvisor", "guarantees": gvisor_guarantees(guarantees)} if name == GVISOR else {}

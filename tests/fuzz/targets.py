@@ -1,0 +1,113 @@
+"""What is fuzzed: each target takes any bytes, and fails by raising anything but the refusals that are declared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from arsandbox.policies.edits import EditRules
+from arsandbox.sandbox import config
+from arsandbox.sandbox.egress.destinations import Allowlist, DeniedError, Destination, is_public
+from arsandbox.sandbox.egress.hello import HelloReader
+from arsandbox.sandbox.egress.request import Onward, RequestReader
+from arsandbox.sandbox.errors import UsageError
+from arsandbox.sandbox.metrics import MetricReader, read_metrics
+from arsandbox.sandbox.state import printable
+
+NAMED = Destination("named.example", 443)
+ALLOWLIST = Allowlist(frozenset({NAMED}), frozenset())
+
+
+def pieces(data: bytes) -> list[bytes]:
+    """`data` cut at places that its own bytes decide."""
+    step = 1 + (data[0] if data else 0) % 61
+    return [data[at : at + step] for at in range(0, len(data), step)]
+
+
+def request(data: bytes) -> None:
+    """A request is one for a well-formed destination, or refused; what goes onward is one request alone."""
+    reader, sent = RequestReader(), b""
+    try:
+        for piece in pieces(data):
+            asked = reader.feed(piece)
+            if asked is None:
+                continue
+            where = asked.destination
+            assert 0 < where.port < 65536 and where.host == where.host.lower() and len(where.host) <= 253
+            try:
+                ALLOWLIST.require(where)
+            except DeniedError:
+                pass
+            else:
+                assert where == NAMED
+            if asked.onward is None:
+                reader.early()
+                return
+            onward = Onward()
+            sent += onward.encode(asked.onward)
+            head, _, _ = sent.partition(b"\r\n\r\n")
+            lines = head.split(b"\r\n")
+            assert sum(line.lower().startswith(b"host:") for line in lines) == 1
+            assert not any(line.lower().startswith(b"proxy-") for line in lines)
+            for part in reader.body(None)[0]:
+                sent += onward.encode(part)
+            return
+    except DeniedError as denied:
+        assert denied.detail and denied.detail == printable(denied.detail)
+
+
+def greeting(data: bytes) -> None:
+    """A greeting names somebody, nobody, is unfinished, or is refused; it is the same however it is cut."""
+    found = []
+    for parts in ([data] if data else [], pieces(data)):
+        reader, complete = HelloReader(), False
+        try:
+            for part in parts:
+                complete = complete or reader.feed(part)
+        except DeniedError:
+            found.append("refused")
+        else:
+            found.append(f"{reader.name}" if complete else "unfinished")
+            assert reader.name is None or isinstance(reader.name, str)
+    assert found[0] == found[1] or "refused" in found, found
+
+
+def metrics(data: bytes) -> None:
+    """Numbers are finite or told apart, names are plain, and the cut of the stream changes nothing."""
+    whole = read_metrics(data)
+    reader = MetricReader()
+    for piece in pieces(data):
+        reader.feed(piece)
+    cut = reader.close()
+    assert repr(cut) == repr(whole)
+    for name in whole.values:
+        assert name == printable(name) and len(name) <= 100
+        assert isinstance(whole.values[name], float) or math.isfinite(whole.values[name])
+
+
+def project(data: bytes) -> None:
+    """A config is valid, or refused by one line that can be shown."""
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError:
+        return
+    try:
+        config.parse(text, "arsandbox.toml")
+    except UsageError as error:
+        assert error.message.startswith("arsandbox.toml") and len(error.message) < 5000
+
+
+def path(data: bytes) -> None:
+    """No name escapes the rules: what leaves the repository or hides is never editable."""
+    name = data.decode("utf-8", "surrogateescape")
+    rules = EditRules(editable=("train.py", "src/"), protected=("src/fixed.py",))
+    editable = rules.is_editable(name)
+    if editable:
+        assert name == "train.py" or name.startswith("src/")
+        assert name != "src/fixed.py"
+    is_public(name)
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    "request": request, "greeting": greeting, "metrics": metrics, "config": project, "path": path,
+}  # fmt: skip
