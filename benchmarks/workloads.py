@@ -38,6 +38,9 @@ memory = "1g"
 disk = "256m"
 inodes = 20000
 pids = 256
+
+[decision]
+rule = "greedy"
 """
 
 

@@ -178,6 +178,9 @@ editable = ["train.py"]
 name = "loss"
 goal = "min"
 source = "stdout"
+
+[decision]
+rule = "greedy"
 """
 
 
