@@ -47,16 +47,14 @@ def doctor(
 
 def _probe(name: str, *, as_json: bool) -> int:
     """The checklist's rows; 4 where one of them fails."""
-    from arsandbox.cli.options import find_image
+    from arsandbox.cli.options import image_finder
     from arsandbox.sandbox.config import ProjectConfig
     from arsandbox.sandbox.policy_sources import stage_policies
     from arsandbox.sandbox.probe.checklist import examine
     from arsandbox.sandbox.state import printable
 
     engine, project = open_engine(name), ProjectConfig()
-    # An engine without images of its own brings what stands in for one.
-    own = engine.find_image(project.image) if hasattr(engine, "find_image") else None
-    rows = examine(engine, own or find_image(project.image), stage_policies(project)["train"].policy.limits)
+    rows = examine(engine, image_finder(name)(project.image), stage_policies(project)["train"].policy.limits)
     if as_json:
         sys.stdout.write(encoder.dumps([row.model_dump() for row in rows]) + "\n")
     else:

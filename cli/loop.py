@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from arsandbox.cli.options import EngineName, Json, Repo, RuntimeName, find_image, open_engine
+from arsandbox.cli.options import EngineName, Json, Repo, RuntimeName, image_finder, open_engine
 
 
 def loop(
@@ -72,7 +72,7 @@ def loop(
         credentials=tuple(credential or ()),
     )  # fmt: skip
     # Several rounds at a time share the terminal: lines, no bars.
-    for record in rounds(order, open_engine(engine, runtime), find_image, ProgressListener(quiet=True)):
+    for record in rounds(order, open_engine(engine, runtime), image_finder(engine), ProgressListener(quiet=True)):
         if json:
             sys.stdout.write(record.model_dump_json() + "\n")
             sys.stdout.flush()

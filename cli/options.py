@@ -2,28 +2,61 @@
 
 from __future__ import annotations
 
+import sys
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from arsandbox.sandbox.engines.port import Engine
     from arsandbox.sandbox.models import ImageRef
 
 Repo = Annotated[Path, typer.Option("--repo", help="The git repository (any directory in it).")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, and nothing else there.")]
-EngineName = Annotated[str, typer.Option("--engine", help="What runs the sandboxes.")]
+EngineName = Annotated[
+    str,
+    typer.Option("--engine", envvar="ARSANDBOX_ENGINE", help="What runs the sandboxes: docker, embedded or auto."),
+]
 RuntimeName = Annotated[str | None, typer.Option("--runtime", help="A stronger runtime of Docker's, like runsc.")]
 PolicyName = Annotated[str | None, typer.Option("--policy", help="A preset (strict, gpu, ...) or a policy file.")]
 Experiment = Annotated[str, typer.Argument(metavar="ID", help="An experiment's id, its beginning or its end.")]
 
 
 def open_engine(name: str, runtime: str | None = None) -> Engine:
-    """The engine by name. Raises UsageError, MachineError."""
+    """The engine by name, opened once; says on standard error what it does not enforce.
+
+    Raises UsageError, MachineError.
+
+    `auto` is Docker where it answers, else the embedded engine: only ever on the user's word.
+    """
+    return _opened(name, runtime)
+
+
+@cache
+def _opened(name: str, runtime: str | None) -> Engine:
+    from arsandbox.cli.banner import banner
+    from arsandbox.sandbox.engines.registry import AUTO, open_any
     from arsandbox.sandbox.engines.registry import open_engine as opened
 
-    return opened(name, runtime=runtime)
+    engine = open_any(runtime=runtime) if name == AUTO else opened(name, runtime=runtime)
+    for line in banner(engine.info(), chosen=name == AUTO):
+        sys.stderr.write(f"{line}\n")
+    return engine
+
+
+def image_finder(engine: str) -> Callable[[str], ImageRef]:
+    """Finds images for the engine of that name: what it brings itself, else what is pinned in the catalogue."""
+
+    def find(name: str) -> ImageRef:
+        if engine != "docker" and (own := open_engine(engine).find_image(name)) is not None:
+            return own
+        return find_image(name)
+
+    return find
 
 
 def find_image(name: str) -> ImageRef:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from arsandbox.cli.options import EngineName, Experiment, Json, PolicyName, Repo, RuntimeName, find_image, open_engine
+from arsandbox.cli.options import EngineName, Experiment, Json, PolicyName, Repo, RuntimeName, image_finder, open_engine
 
 if TYPE_CHECKING:
     from arsandbox.sandbox.experiment import Plan
@@ -84,7 +84,7 @@ def run(
     )
     listener = ProgressListener(quiet=json)
     request = experiment.Request(repo, options, base=base, patch=patch, commit=commit)
-    plan = experiment.plan(request, find_image=find_image)
+    plan = experiment.plan(request, find_image=image_finder(engine))
     if dry_run:
         _say_plan(plan, as_json=json)
         if plan.refusals:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from arsandbox.cli.options import EngineName, Json, Repo, find_image, open_engine
+from arsandbox.cli.options import EngineName, Json, Repo, image_finder, open_engine
 
 
 def init(
@@ -43,7 +43,7 @@ def prepare(
 
     if clone is not None:
         repo = clone_repository(clone, repo, depth=depth)
-    plan = experiment.plan(experiment.Request(repo, Options(image=image)), find_image=find_image)
+    plan = experiment.plan(experiment.Request(repo, Options(image=image)), find_image=image_finder(engine))
     digest = experiment.prepare(plan, open_engine(engine), ProgressListener(quiet=json))
     if json:
         sys.stdout.write(encoder.dumps({"repo": str(plan.repository.worktree), "data_sha256": digest}) + "\n")

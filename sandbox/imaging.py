@@ -31,6 +31,11 @@ def build_and_pin(name: str, engine: Engine, listener: Listener, *, use_cache: b
     old pin, if any, then stays.
     """
     recipe = load_recipe(name)
+    if engine.find_image(name) is not None:
+        raise MachineError(
+            f"the {engine.info().name} engine runs no images: it uses what is installed on this machine",
+            hint=f"arsandbox image build {name} --engine docker",
+        )
     built = build_image(
         recipe,
         cache=state.home() / "image-layers",

@@ -145,11 +145,19 @@ def plan_of(repository: Repository, record: Record, options: Options) -> Plan:
 
 def require_image(engine: Engine, image: ImageRef) -> None:
     """Raises MachineError unless the engine holds the image with that digest."""
-    if not engine.has_image(image.digest):
+    if engine.has_image(image.digest):
+        return
+    own = engine.find_image(image.name)
+    if own is not None:
         raise MachineError(
-            f"image {image.name} ({image.digest[:19]}…) is pinned but not in the engine",
-            hint=f"arsandbox image build {image.name}",
+            f"the {engine.info().name} engine has {own.name} ({own.digest[:19]}…), but this ran with {image.name} "
+            f"({image.digest[:19]}…)",
+            hint="use the engine of the record, with the same packages installed; or run the experiment anew",
         )
+    raise MachineError(
+        f"image {image.name} ({image.digest[:19]}…) is pinned but not in the engine",
+        hint=f"arsandbox image build {image.name}",
+    )
 
 
 def _require_heldout(repository: Repository, base: str, settings: Settings) -> None:

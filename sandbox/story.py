@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from importlib.resources.abc import Traversable
+from importlib.util import find_spec
 from pathlib import Path
 
 from arsandbox.sandbox import experiment
 from arsandbox.sandbox.engines.port import Engine
+from arsandbox.sandbox.errors import MachineError
 from arsandbox.sandbox.events import Listener
-from arsandbox.sandbox.models import ImageRef, Record, Verdict
+from arsandbox.sandbox.models import Guarantee, ImageRef, Record, Verdict
 from arsandbox.sandbox.repository import create_repository
 from arsandbox.sandbox.settings import Options
 
@@ -24,6 +27,8 @@ CHAPTERS: tuple[tuple[str | None, str, tuple[Verdict, ...]], ...] = (
     ("cheat", "prints a better number than it has", (Verdict.DISCARD, Verdict.TAMPERED)),
     ("memory-bomb", "allocates without end", (Verdict.OOM,)),
 )
+_WITHOUT_LIMIT = (Verdict.OOM, Verdict.CRASH)
+_PACKAGES = ("numpy", "safetensors")
 _CONFIG_TAIL = f"""
 [environment]
 TINY_LM_STEPS = "{STEPS}"  # a fixed number of steps: the demo's story is the same on a busy machine
@@ -45,17 +50,36 @@ def tell(place: Path, image: ImageRef, engine: Engine, listener: Listener) -> It
         yield experiment.run(experiment.plan(request, find_image=lambda _: image), engine, listener)
 
 
+def require_packages(engine: Engine) -> None:
+    """Raises MachineError where `engine` runs this machine's Python and that lacks what the task imports."""
+    if engine.find_image(IMAGE) is None:
+        return
+    missing = [name for name in _PACKAGES if find_spec(name) is None]
+    if missing:
+        raise MachineError(
+            f"the demo's task needs {' and '.join(missing)}, and the {engine.info().name} engine runs what is installed"
+            " here",
+            hint=f"{sys.executable} -m pip install {' '.join(missing)}",
+        )
+
+
 def unexpected(records: Sequence[Record]) -> list[str]:
     """What differs from the story as it should be told; empty when all is right."""
     lines = [
         f"unexpected: {patch or 'baseline'} ended as {record.verdict.value}: {record.reason}"
         for (patch, _, right), record in zip(CHAPTERS, records, strict=False)
-        if record.verdict not in right
+        if record.verdict not in (right if patch != "memory-bomb" or _limits_memory(record) else _WITHOUT_LIMIT)
     ]
     promoted = [record for record in records if record.promotion is not None]
     if len(promoted) != 1:
         lines.append(f"unexpected: {len(promoted)} promotions instead of one")
     return lines
+
+
+def _limits_memory(record: Record) -> bool:
+    """Whether the engine promised that the kernel ends whoever takes too much; else the program is refused more."""
+    kept = record.engine.guarantees if record.engine is not None else None
+    return kept is None or kept.memory is Guarantee.ENFORCED
 
 
 def _files(directory: Traversable, prefix: str) -> Iterator[tuple[str, bytes]]:

@@ -121,9 +121,57 @@ docker_obstacle() {
     fi
 }
 
+# Sets engine to docker or embedded: what the arguments or ARSANDBOX_ENGINE say, else docker wherever it may be had.
+choose_engine() {
+    engine=${ARSANDBOX_ENGINE:-}
+    while [ $# -gt 0 ]; do
+        case $1 in
+        --engine) engine=${2:-} ;;
+        --engine=*) engine=${1#--engine=} ;;
+        esac
+        shift
+    done
+    case $engine in
+    embedded) ;;
+    '' | auto)
+        engine=docker
+        obstacle=$(docker_obstacle)
+        if [ -z "$obstacle" ] && ! has dockerd && [ -z "${DOCKER_HOST:-}" ] && [ ! -S /var/run/docker.sock ] &&
+            ! may_install; then
+            obstacle="Docker is not installed, and installing it needs apt-get and root"
+        fi
+        if [ -n "$obstacle" ]; then
+            say "$obstacle"
+            say "no Docker here: using the embedded engine"
+            engine=embedded
+        fi
+        ;;
+    *) engine=docker ;; # arsandbox itself says what is wrong with another name
+    esac
+}
+
+# What the embedded engine needs; its bwrap and the demo's packages come with pip where the system lacks them.
+ensure_packages_embedded() {
+    need=
+    find_python || need="$need python3 python3-venv"
+    has git || need="$need git"
+    has bwrap || ! may_install || need="$need bubblewrap"
+    if [ "$(id -u)" = 0 ]; then
+        has mkfs.ext4 || need="$need e2fsprogs"
+        has mount && has losetup || need="$need mount"
+    fi
+    need=${need# }
+    [ -n "$need" ] || return 0
+    may_install || die "please install: $need (Debian and Ubuntu: apt-get install $need)"
+    # shellcheck disable=SC2086 # a list of names
+    apt_install $need || die "apt-get could not install $need: $(log_error)"
+    find_python || die "please install Python 3.11 or newer, with its venv module"
+}
+
 # Finds or installs everything that comes from the system's packages; what cannot be had is told in one line.
 ensure_packages() {
     need=
+    has bwrap || ! may_install || need="$need bubblewrap"
     find_python || need="$need python3 python3-venv"
     has mmdebstrap || need="$need mmdebstrap"
     [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || [ -e /usr/share/keyrings/debian-archive-keyring.pgp ] ||
@@ -199,7 +247,7 @@ new_venv() {
 
 install_venv() {
     what=.
-    [ "$extras" != test ] || what='.[test]'
+    [ "$extras" = demo ] || what=".[$extras]"
     : >"$log"
     (cd "$root" && "$python" -m pip install --quiet --no-input --disable-pip-version-check -e "$what") \
         </dev/null >>"$log" 2>&1 ||

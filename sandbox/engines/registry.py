@@ -8,6 +8,7 @@ from arsandbox.sandbox.engines.port import Engine, RuntimeChooser
 from arsandbox.sandbox.errors import MachineError, UsageError
 
 GROUP = "arsandbox.engines"
+AUTO = "auto"
 
 
 def names() -> list[str]:
@@ -24,7 +25,7 @@ def open_engine(name: str, *, runtime: str | None = None) -> Engine:
         if point.name == name:
             engine: Engine = point.load()()
             return engine if runtime is None else _with_runtime(engine, runtime)
-    raise UsageError(f"--engine {name!r}: not installed", hint=f"one of: {', '.join(names())}")
+    raise UsageError(f"--engine {name!r}: not installed", hint=f"one of: {', '.join([*names(), AUTO])}")
 
 
 def _with_runtime(engine: Engine, runtime: str) -> Engine:
@@ -34,3 +35,18 @@ def _with_runtime(engine: Engine, runtime: str) -> Engine:
             hint="--engine docker",
         )
     return engine.with_runtime(runtime)
+
+
+def open_any(*, runtime: str | None = None) -> Engine:
+    """Docker where it answers, else the embedded engine. Raises MachineError saying why neither can be had.
+
+    For callers whom the user told to choose: an engine that isolates less is never chosen in silence.
+    """
+    try:
+        return open_engine("docker", runtime=runtime)
+    except MachineError as docker:
+        try:
+            return open_engine("embedded", runtime=runtime)
+        except MachineError as embedded:
+            message = f"no engine can be used: {docker.message}; {embedded.message}"
+            raise MachineError(message, hint=f"{docker.hint}; or {embedded.hint}") from embedded
