@@ -29,9 +29,8 @@ Experiment = Annotated[str, typer.Argument(metavar="ID", help="An experiment's i
 def open_engine(name: str, runtime: str | None = None) -> Engine:
     """The engine by name, opened once; says on standard error what it does not enforce.
 
-    Raises UsageError, MachineError.
-
-    `auto` is Docker where it answers, else the embedded engine: only ever on the user's word.
+    `auto` is Docker where it answers, else the embedded engine: only ever on the user's word. Raises UsageError,
+    MachineError.
     """
     return _opened(name, runtime)
 

@@ -13,9 +13,10 @@ from typing import Literal
 
 from arsandbox.sandbox import advisories, state
 from arsandbox.sandbox.engines import cgroup
-from arsandbox.sandbox.engines.registry import open_engine
+from arsandbox.sandbox.engines.port import Engine
+from arsandbox.sandbox.engines.registry import AUTO, open_any, open_engine
 from arsandbox.sandbox.errors import ArsandboxError
-from arsandbox.sandbox.models import Model
+from arsandbox.sandbox.models import Guarantee, Guarantees, Model
 from arsandbox.sandbox.quantities import format_size
 from arsandbox.sandbox.workspace.overlay import overlay_options
 
@@ -35,6 +36,8 @@ def examine(engine: str) -> list[Row]:
     """Every check, in the order in which they matter. Never raises for what it finds."""
     checks: list[Callable[[], Row]] = [
         lambda: _engine(engine),
+        lambda: _other_engine(engine),
+        lambda: _promises(engine),
         known_holes,
         _git,
         _kernel,
@@ -51,7 +54,7 @@ def examine(engine: str) -> list[Row]:
 
 def _engine(name: str) -> Row:
     try:
-        info = open_engine(name).info()
+        info = _open(name).info()
     except ArsandboxError as error:
         return Row(name="engine", status="missing", detail=error.message, fix=error.hint)
     return Row(name="engine", status="ok", detail=f"{info.name} {info.version}, runtime {info.runtime}")
@@ -76,6 +79,35 @@ def known_holes() -> Row:
             fix = "update it: " + "; ".join(f"{one.program} {' or '.join(one.fixed)} or later" for one in holes)
             return Row(name="versions", status=status, detail=f"{told}: {words} ({names})", fix=fix)
     return Row(name="versions", status="ok", detail=told)
+
+
+def _other_engine(name: str) -> Row:
+    """The engine that was not asked for: nothing depends on it, but it may be what helps."""
+    other = "docker" if name == "embedded" else "embedded"
+    try:
+        info = open_engine(other).info()
+    except ArsandboxError as error:
+        return Row(name=other, status="warning", detail=error.message, fix=error.hint)
+    return Row(name=other, status="ok", detail=f"{info.version} would do as well (--engine {other})")
+
+
+def _promises(name: str) -> Row:
+    """What the engine does not enforce here, and what would change that."""
+    try:
+        info = _open(name).info()
+    except ArsandboxError:
+        return Row(name="promises", status="warning", detail="not known without an engine")
+    kept = info.guarantees or Guarantees(**dict.fromkeys(Guarantees.model_fields, Guarantee.NOT_OFFERED))
+    if not kept.weak():
+        return Row(name="promises", status="ok", detail="every one is enforced")
+    detail = ", ".join(f"{promise}: {found.value}" for promise, found in kept.weak().items())
+    limited = kept.memory is Guarantee.ENFORCED and kept.pids is Guarantee.ENFORCED
+    fix = "" if limited else "systemd-run --user --scope -p Delegate=yes arsandbox …, or run arsandbox as root"
+    return Row(name="promises", status="ok" if limited else "warning", detail=detail, fix=fix)
+
+
+def _open(name: str) -> Engine:
+    return open_any() if name == AUTO else open_engine(name)
 
 
 def _git() -> Row:

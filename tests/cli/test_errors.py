@@ -323,7 +323,7 @@ def test_a_damaged_catalogue(project: Any) -> None:
         shutil.rmtree(other)
 
 
-@pytest.mark.parametrize("command", [["run"], ["gc"], ["doctor"], ["demo"]])
+@pytest.mark.parametrize("command", [["run"], ["gc"], ["doctor"], ["demo", "--engine", "docker"]])
 def test_no_engine(project: Any, command: list[str]) -> None:
     task = project()
     env = {"DOCKER_HOST": f"unix://{task.path}/dead.sock"}

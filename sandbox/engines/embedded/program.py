@@ -64,14 +64,24 @@ def obstacle() -> tuple[str, str] | None:
 
 def _trial() -> str | None:
     """None when bwrap can make a sandbox as an unprivileged user, else its last line."""
+    try:
+        program = os.open(find().path, os.O_PATH)  # a virtual environment below /root cannot be walked by others
+    except OSError as error:
+        return f"{find().path}: {error.strerror}"
     command = [
-        find().path, "--unshare-all", "--unshare-user", "--ro-bind", "/", "/", "--proc", "/proc", "--", "/bin/true",
+        f"/proc/self/fd/{program}", "--unshare-all", "--unshare-user",
+        "--ro-bind", "/", "/", "--proc", "/proc", "--", "/bin/true",
     ]  # fmt: skip
     user = 65534 if os.geteuid() == 0 else None
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, env={}, cwd="/",
-        user=user, group=user, extra_groups=[] if user else None,
-    )  # fmt: skip
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, env={}, cwd="/",
+            user=user, group=user, extra_groups=[] if user else None, pass_fds=(program,),
+        )  # fmt: skip
+    except OSError as error:
+        return f"{find().path}: {error.strerror}"
+    finally:
+        os.close(program)
     return None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["no message"])[-1]
 
 
