@@ -200,6 +200,11 @@ ensure_packages() {
     find_python || die "please install Python 3.11 or newer, with its venv module"
 }
 
+# gVisor, for the tests of stronger runtimes: a private daemon registers it. Not every distribution has it.
+offer_gvisor() {
+    has runsc || ! may_install || apt_install runsc || say "runsc is not to be had here: its tests are skipped"
+}
+
 # The most telling line of the log.
 log_error() {
     { grep -oE '(E:|ERROR:) .*' "$log" || cat "$log"; } | tail -n 1
@@ -332,7 +337,11 @@ running_directory() {
 start_private() {
     run=$(mktemp -d /tmp/arsandbox.XXXXXX)
     echo "$run" >"$base/run"
-    echo '{}' >"$run/daemon.json"
+    runtimes='{}'
+    if has runsc; then
+        runtimes="{\"runtimes\": {\"runsc\": {\"path\": \"$(command -v runsc)\", \"runtimeArgs\": [\"--network=none\"]}}}"
+    fi
+    echo "$runtimes" >"$run/daemon.json"
     rm -f "$base/dockerd.log"
     : >"$base/dockerd.log"
     DOCKER_HOST=unix://$run/docker.sock
