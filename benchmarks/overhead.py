@@ -1,4 +1,4 @@
-"""What arsandbox costs over a bare hardened container: paired, interleaved, medians and ratios.
+"""What a stage costs on either engine, over a bare hardened container: paired, interleaved, medians and ratios.
 
 python benchmarks/overhead.py [--pairs N] [--files N] [--json]
 """
@@ -25,11 +25,13 @@ from probes import Probes
 from workloads import Experiments, Stages, scratch_home, timed
 
 from arsandbox.sandbox.engines.registry import open_engine
+from arsandbox.sandbox.errors import MachineError
 from arsandbox.sandbox.imaging import catalogue
 from arsandbox.sandbox.models import ImageRef, Record
 
 _KINDS = {
     "stage: arsandbox": "whole stage through the engine port",
+    "stage: embedded": "the same by the embedded engine (bubblewrap), without Docker",
     "stage: hardened container": "create, start, wait, remove by the API, same flags, no workspace",
     "stage: docker run --rm": "the docker CLI, same flags",
     "experiment: small, --patch": "plan and run, 51 files",
@@ -76,7 +78,7 @@ def measure(pairs: int, files: int, seed: int) -> tuple[Collected, dict[str, flo
     probes.install()
     with ExitStack() as stack:
         place = scratch_home(stack)
-        stages = Stages(engine, image, place)
+        stages, embedded = Stages(engine, image, place), _embedded(place)
         repositories = {}
         for size, count in (("small", 50), ("large", files)):
             _say(f"making the {size} repository ({count} files)")
@@ -84,6 +86,8 @@ def measure(pairs: int, files: int, seed: int) -> tuple[Collected, dict[str, flo
             kind = f"experiment: {size}, first"
             cold[kind] = seen.experiment(kind, probes, repository.baseline)
         kinds = _kinds(stages, repositories, seen, probes)
+        if embedded is not None:
+            kinds["stage: embedded"] = embedded.through_the_port
         for call in kinds.values():  # warm up, not counted
             call()
         seen.timings = {k: v for k, v in seen.timings.items() if k in cold}
@@ -94,6 +98,19 @@ def measure(pairs: int, files: int, seed: int) -> tuple[Collected, dict[str, flo
             for kind in order.sample(sorted(kinds), len(kinds)):
                 seen.samples.setdefault(kind, []).append(kinds[kind]())
     return seen, cold
+
+
+def _embedded(place: Path) -> Stages | None:
+    """The stages of the embedded engine, or None where it cannot be used; that is said."""
+    try:
+        engine = open_engine("embedded")
+    except MachineError as error:
+        _say(f"without the embedded engine: {error.message}")
+        return None
+    image = engine.find_image("host")
+    assert image is not None
+    (place / "embedded").mkdir(mode=0o755)
+    return Stages(engine, image, place / "embedded")
 
 
 def _kinds(
@@ -130,6 +147,8 @@ def report(seen: Collected, cold: dict[str, float], files: int) -> str:
     lines += ["", "ratios, median over the rounds"]
     for kind, to in (
         ("stage: arsandbox", "stage: hardened container"),
+        ("stage: embedded", "stage: arsandbox"),
+        ("stage: embedded", "stage: hardened container"),
         ("stage: docker run --rm", "stage: hardened container"),
         ("experiment: small, --patch", "stage: hardened container"),
         ("experiment: large, --patch", "experiment: small, --patch"),
