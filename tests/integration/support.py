@@ -288,6 +288,9 @@ goal = "min"
 source = "evaluate"
 plausible = [-1e6, 1e6]
 
+[decision]
+rule = "greedy"
+
 [evaluate]
 command = ["python", "evaluate.py"]
 artifacts = ["out/"]
@@ -299,9 +302,6 @@ memory = "96m"
 pids = 64
 disk = "16m"
 inodes = 15000
-
-[decision]
-rule = "greedy"
 """
 
 TRAIN = """\

@@ -204,7 +204,7 @@ def test_a_slow_loser_is_not_promoted_over_a_faster_winner(project: Any) -> None
     """Both beat the baseline; while the worse one trains the better one is promoted."""
     task = project()
     assert task.run("--json").code == 0
-    running = task.start("--json", "--patch", task.patch(answering(5, before="import time; time.sleep(6)")))
+    running = task.start("--json", "--patch", task.patch(answering(5, before="import time; time.sleep(14)")))
     task.wait_for_training()
     fast = task.run_train(answering(3.5))
     assert fast.record["promotion"] is not None, fast
