@@ -35,6 +35,7 @@ TITLES = {
     23: "nothing piles up",
     24: "the sandbox ends without its controller",
     25: "no network but lo",
+    26: "named hosts alone are reached",
     27: "no GPU without a grant",
     30: "no keyring is shared",
     31: "nothing is left of earlier runs",
@@ -44,13 +45,14 @@ TITLES = {
 
 
 # Where a promise that the engine does not always keep shows in the checklist.
-_PROMISES = {
+PROMISES = {
     "image": 12,
     "disk": 16,
     "memory": 17,
     "pids": 18,
     "cpus": 19,
     "deadline_without_controller": 24,
+    "egress": 26,
     "own_uid": 30,
 }
 
@@ -76,7 +78,7 @@ def judge(attacks: Sequence[Attack], answers: Mapping[str, Answer], engine: Engi
     weak = engine.guarantees.weak() if engine.guarantees else {}
     declared: dict[int, str] = {}
     for name, kept in weak.items():
-        declared[_PROMISES[name]] = f"the {engine.name} engine declares {name}: {kept.value}"
+        declared[PROMISES[name]] = f"the {engine.name} engine declares {name}: {kept.value}"
     numbers = {number for attack in attacks for number in attack.rows} | set(declared)
     return [
         _row(number, [a for a in attacks if number in a.rows], answers, engine.name, declared.get(number))

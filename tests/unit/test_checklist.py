@@ -10,14 +10,15 @@ import pytest
 from arsandbox.sandbox.errors import StateError
 from arsandbox.sandbox.models import EngineInfo, Guarantee, Guarantees
 from arsandbox.sandbox.probe.catalogue import HOME, Attack, Control, load
-from arsandbox.sandbox.probe.checklist import TITLES, judge
+from arsandbox.sandbox.probe.checklist import PROMISES, TITLES, judge
 from arsandbox.sandbox.probe.group import Answer
 
 
 def _engine(**weak: Guarantee) -> EngineInfo:
     return EngineInfo(
-        name="e", version="1", runtime="r", isolation="container", privilege="root", guarantees=Guarantees(**weak)
-    )
+        name="e", version="1", runtime="r", isolation="container", privilege="root",
+        guarantees=Guarantees(**{"egress": Guarantee.ENFORCED, **weak}),
+    )  # fmt: skip
 
 
 def _attack(name: str, **fields: object) -> Attack:
@@ -57,6 +58,11 @@ def test_a_promise_that_is_not_always_kept_shows() -> None:
     rows = judge([_attack("a")], {"a": _answer("a", "stopped")}, _engine(memory=Guarantee.BEST_EFFORT))
     assert [(row.row, row.status) for row in rows] == [(6, "pass"), (17, "not offered")]
     assert "memory: best effort" in rows[1].detail
+
+
+def test_every_promise_has_a_row() -> None:
+    assert set(PROMISES) == set(Guarantees.model_fields)
+    assert set(PROMISES.values()) <= set(TITLES)
 
 
 def test_a_gap_must_be_said_and_a_control_is_one_of_two() -> None:

@@ -195,7 +195,8 @@ def test_a_wider_bound_is_no_grant(owner: Any) -> None:
 
 def test_stages_differ(owner: Any) -> None:
     owner("")
-    found = stage_policies(parse("[policy.stage.prepare]\nhosts = ['index.example:443']", "x"))
+    prepare = "[prepare]\ncommand = ['x']\noutputs = ['o']\nnetwork = 'allowlist'\nhosts = ['index.example:443']"
+    found = stage_policies(parse(prepare, "x"))
     assert set(found) == set(STAGES)
     assert (found["prepare"].policy.network, found["prepare"].policy.hosts) == ("allowlist", ("index.example:443",))
     assert all(found[stage].policy.network == "none" for stage in STAGES if stage != "prepare")
