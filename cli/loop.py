@@ -31,6 +31,8 @@ def loop(
     budget: Annotated[str | None, typer.Option(help="Wall-clock time for training: 20s, 5m, 1h30m.")] = None,
     grace: Annotated[str | None, typer.Option(help="Time on top for start-up and closing work.")] = None,
     tag: Annotated[str | None, typer.Option(help="The promotion branch's tag (default: month and day).")] = None,
+    metric: Annotated[str | None, typer.Option(help="unit_pass_rate, coverage or any name that a run reports.")] = None,
+    target: Annotated[Path | None, typer.Option(help="Instead of --repo; needs no arsandbox.toml.")] = None,
     policy: Annotated[str | None, typer.Option(help="A preset's name or a policy file.")] = None,
     no_promote: Annotated[bool, typer.Option("--no-promote", help="Measure and decide only.")] = False,
     accept_self_reported: Annotated[
@@ -46,6 +48,7 @@ def loop(
     ends it now.
     """
     from arsandbox.cli.render import ProgressListener
+    from arsandbox.sandbox.api.targets import fallback
     from arsandbox.sandbox.loop.bounds import Bounds
     from arsandbox.sandbox.loop.running import Order
     from arsandbox.sandbox.loop.running import loop as rounds
@@ -59,6 +62,8 @@ def loop(
         promote=not no_promote,
         accept_self_reported=accept_self_reported,
         policy=policy,
+        metric=metric,
+        fallback=fallback(metric, None, duration_option(budget, "--budget") or 300.0) if metric else None,
     )
     bounds = Bounds(
         count=count,
@@ -68,7 +73,7 @@ def loop(
         gpu_seconds=duration_option(gpu_time, "--gpu-time"),
     )
     order = Order(
-        repo, propose, options, bounds, parallel=parallel, resume=resume, trusted=trusted_proposer,
+        target or repo, propose, options, bounds, parallel=parallel, resume=resume, trusted=trusted_proposer,
         credentials=tuple(credential or ()),
     )  # fmt: skip
     # Several rounds at a time share the terminal: lines, no bars.

@@ -12,11 +12,9 @@ from arsandbox.sandbox import candidate as candidates
 from arsandbox.sandbox import prepared, promotion, rebuild
 from arsandbox.sandbox import settings as configuration
 from arsandbox.sandbox.candidate import Candidate
-from arsandbox.sandbox.config import ProjectConfig
 from arsandbox.sandbox.engines.port import Engine
 from arsandbox.sandbox.errors import MachineError, UsageError
 from arsandbox.sandbox.models import ImageRef, Record, Round
-from arsandbox.sandbox.objects import ObjectStore
 from arsandbox.sandbox.repository import Repository
 from arsandbox.sandbox.settings import Options, Settings
 from arsandbox.sandbox.slots import Slots
@@ -27,10 +25,7 @@ _AUTORESEARCH_LAYOUT = ("prepare.py", "train.py", "program.md")
 
 @dataclass(frozen=True)
 class Request:
-    """What to run: at most one of `patch`, `commit` and `diff` (a patch's bytes); neither means the working tree.
-
-    `fallback` makes the config where the base commit has none.
-    """
+    """What to run: at most one of `patch`, `commit` and `diff` (a patch's bytes); neither means the working tree."""
 
     path: Path
     options: Options = field(default_factory=Options)
@@ -38,7 +33,6 @@ class Request:
     patch: Path | None = None
     commit: str | None = None
     diff: bytes | None = None
-    fallback: Callable[[ObjectStore, str], ProjectConfig] | None = None
 
 
 @dataclass(frozen=True)
@@ -83,8 +77,8 @@ def plan(request: Request, *, find_image: Callable[[str], ImageRef]) -> Plan:
     base = repository.head() if request.base == "HEAD" else repository.resolve(request.base)
     objects, options = repository.objects, request.options
     project = configuration.load_project(objects, base)
-    if project is None and request.fallback is not None:
-        project = request.fallback(objects, base)
+    if project is None and options.fallback is not None:
+        project = options.fallback(objects, base)
     if project is None and (repository.worktree / "arsandbox.toml").exists() and not options.metric:
         raise UsageError(
             "arsandbox.toml is not committed, and settings are read from the base commit",

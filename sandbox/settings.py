@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,10 @@ _LEAST_GRACE_S = 10.0
 
 @dataclass(frozen=True)
 class Options:
-    """The command line's word; None where nothing was said. Durations in seconds, sizes in bytes."""
+    """The command line's word; None where nothing was said. Durations in seconds, sizes in bytes.
+
+    `fallback` makes the config where the base commit has none.
+    """
 
     image: str | None = None
     budget_s: float | None = None
@@ -44,6 +47,7 @@ class Options:
     accept_self_reported: bool = False
     audit: bool = False
     policy: str | None = None
+    fallback: Callable[[ObjectStore, str], ProjectConfig] | None = None
 
 
 @dataclass(frozen=True)

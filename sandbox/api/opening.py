@@ -60,13 +60,9 @@ class Target:
             promote=promote,
             # Who asks for a metric that the run itself reports has asked for it: it is L0 or L1 on the record.
             accept_self_reported=promote,
+            fallback=targets.fallback(self.metric or DEFAULT_METRIC, self.goal, self.budget_s or DEFAULT_BUDGET_S),
         )
-        asked, goal, budget = self.metric or DEFAULT_METRIC, self.goal, self.budget_s or DEFAULT_BUDGET_S
-        return Request(
-            self.path,
-            options,
-            fallback=lambda objects, base: targets.project_for(objects, base, asked, goal, budget),
-        )
+        return Request(self.path, options)
 
     def plan(
         self, *, promote: bool = False, base: str = "HEAD", commit: str | None = None, diff: bytes | None = None,

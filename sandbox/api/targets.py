@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,11 @@ _SETTINGS = ("pytest.ini", "tox.ini", "setup.cfg", "pyproject.toml", ".coverager
 def goal_of(metric: str) -> Goal:
     """`min` for what the field calls a loss, an error or a time; else `max`."""
     return "min" if _LOWER.search(metric) else "max"
+
+
+def fallback(metric: str, goal: Goal | None, budget_s: float) -> Callable[[ObjectStore, str], ProjectConfig]:
+    """`project_for` that metric, for Options."""
+    return lambda objects, base: project_for(objects, base, metric, goal, budget_s)
 
 
 def project_for(objects: ObjectStore, base: str, metric: str, goal: Goal | None, budget_s: float) -> ProjectConfig:
