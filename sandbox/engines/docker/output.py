@@ -6,6 +6,7 @@ for that container. Over the cap it counts and drops.
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -23,6 +24,7 @@ class OutputReader(threading.Thread):
         self._connection, self._watcher, self._cap = connection, watcher, cap
         self.total = 0
         self.error: Exception | None = None
+        self._shut = False
 
     @property
     def over(self) -> bool:
@@ -39,7 +41,19 @@ class OutputReader(threading.Thread):
                 if room > 0:
                     self._watcher.output(chunk[:room])
         except Exception as error:  # noqa: BLE001 - kept, and raised in the waiting thread
-            self.error = error
+            if not self._shut:
+                self.error = error
+
+    def shut(self) -> None:
+        """Hang up: for a sandbox that is being ended while whoever takes its output does not. Safe to repeat.
+
+        An attached reader that stalls would hold up the engine's own kill, wait and remove.
+        """
+        self._shut = True
+        try:
+            getattr(self._connection, "_sock", self._connection).shutdown(socket.SHUT_RDWR)
+        except (OSError, ValueError):
+            return  # closed already
 
     def close(self) -> None:
         """Wait for the end of the stream, then close the connection."""

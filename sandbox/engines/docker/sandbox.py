@@ -27,6 +27,8 @@ from arsandbox.sandbox.workspace.overlay import space_of
 
 _POLL_S = 0.02
 _TICK_S = 0.1
+# The engine says within this time that a container's last process is gone, unless its output is stuck.
+_REPORTED_S = 2.0
 _NOT_EXECUTED = (126, 127)
 
 
@@ -219,19 +221,38 @@ class DockerSandbox:
     def _kill(self, cgroup: Cgroup | None, exited: threading.Event) -> None:
         """End every process: through the cgroup where we may, else by the engine, again and again."""
         if cgroup is not None and os.geteuid() == 0:
+            self._unpause()  # a frozen process takes no signal
             cgroup.kill()
+            if exited.wait(_REPORTED_S):
+                return
+            self._hang_up()
             if exited.wait(5):
                 return
         end = time.monotonic() + 60
         while not exited.is_set() and time.monotonic() < end:
             try:
+                self._unpause()
                 with translated("end the sandbox"):
                     self._client.api.kill(self._container, signal="KILL")
             except (NotFound, MachineError):
                 pass  # gone, or not running any more, or a fork bomb keeps the engine busy: look again
-            exited.wait(0.5)
+            if not exited.wait(0.5):
+                self._hang_up()
         if not exited.is_set():
             raise MachineError("the engine did not end the sandbox within a minute", hint="arsandbox gc")
+
+    def _hang_up(self) -> None:
+        if self._reader is not None:
+            self._reader.shut()
+
+    def _unpause(self) -> None:
+        """Thaw a container that somebody paused. Raises nothing: whether it ended is looked at next."""
+        try:
+            if self._state().get("Paused"):
+                with translated("unpause the sandbox"):
+                    self._client.api.unpause(self._container)
+        except (NotFound, MachineError):
+            return
 
     def _remove(self) -> None:
         """Remove container, volume, quota and uid, in that order; every step is safe to repeat."""
