@@ -15,6 +15,8 @@ from docker.utils.socket import frames_iter
 
 from arsandbox.sandbox.engines.port import Watcher
 
+_LONGEST_LINE = 64 * 1024
+
 
 class OutputReader(threading.Thread):
     """Passes up to `cap` bytes from an attached connection to the watcher, then only counts."""
@@ -25,6 +27,7 @@ class OutputReader(threading.Thread):
         self.total = 0
         self.error: Exception | None = None
         self._shut = False
+        self._begun: dict[int, bytes] = {}  # by stream, the line that has not ended yet
 
     @property
     def over(self) -> bool:
@@ -35,14 +38,28 @@ class OutputReader(threading.Thread):
         """Read until the engine closes the stream."""
         try:
             frames: Iterator[tuple[int, bytes]] = frames_iter(self._connection, tty=False)  # type: ignore[no-untyped-call]
-            for _, chunk in frames:
+            for stream, chunk in frames:
                 room = self._cap - self.total
                 self.total += len(chunk)
                 if room > 0:
-                    self._watcher.output(chunk[:room])
+                    self._pass_on(stream, chunk[:room])
         except Exception as error:  # noqa: BLE001 - kept, and raised in the waiting thread
             if not self._shut:
                 self.error = error
+        for rest in self._begun.values():
+            self._watcher.output(rest)
+        self._begun.clear()
+
+    def _pass_on(self, stream: int, chunk: bytes) -> None:
+        """Hand on whole lines: standard output and error come by two pipes, and neither may split the other's line."""
+        text = self._begun.pop(stream, b"") + chunk
+        end = max(text.rfind(b"\n"), text.rfind(b"\r")) + 1
+        if len(text) - end > _LONGEST_LINE:
+            end = len(text)
+        if end:
+            self._watcher.output(text[:end])
+        if end < len(text):
+            self._begun[stream] = text[end:]
 
     def shut(self) -> None:
         """Hang up: for a sandbox that is being ended while whoever takes its output does not. Safe to repeat.
