@@ -36,7 +36,7 @@ class OrphansContract(Contract):
                 os.setsid()
             if len(sys.argv) == 1:
                 os.execv(sys.executable, [sys.executable, "program.py", "{marker}"])
-            print("running", flush=True)
+            os.write(1, b"running\\n")  # at once: both processes say it
             time.sleep(600)
         """
         spec = specify(subject, places(), program, deadline_s=6)
