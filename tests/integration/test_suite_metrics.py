@@ -31,9 +31,6 @@ memory = "96m"
 pids = 64
 disk = "16m"
 inodes = 15000
-
-[decision]
-rule = "greedy"
 """
 # A runner in a few lines: it writes what pytest would, from the functions that it finds, and ends as pytest does.
 RUNNER = """

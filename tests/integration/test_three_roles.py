@@ -41,9 +41,6 @@ memory = "128m"
 pids = 64
 disk = "16m"
 inodes = 15000
-
-[decision]
-rule = "greedy"
 """
 
 TEXT = "".join(f"{n} and {n * n % 97} make {n + n * n % 97}. " for n in range(700))
