@@ -21,10 +21,10 @@ class NamespacePoll:
     def read(self) -> Readings:
         """Update and return the readings: proportional set size of every process, plus its tmpfs files."""
         memory = count = 0
-        for entry in os.scandir("/proc"):
-            if entry.name.isdigit() and self._inside(entry.name):
+        for name in os.listdir("/proc"):
+            if name.isdigit() and self._inside(name):
                 count += 1
-                memory += _proportional_set_size(entry.name)
+                memory += _proportional_set_size(name)
         for name in _TMPFS:
             try:
                 found = os.statvfs(f"/proc/{self._pid}/root/{name}")
