@@ -40,7 +40,7 @@ class FakeSandbox:
         self._holder.hold(self)
         try:
             self._faults.after("enter", number)
-        except BaseException:
+        except BaseException:  # a scripted Ctrl-C too: what was made goes, then the exception goes on
             self.remove()
             raise
         return self

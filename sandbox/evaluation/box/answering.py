@@ -51,7 +51,7 @@ def serve(predict: Predict) -> None:
                 return  # all is said
             try:
                 answer = _answer(predict, bytes(payload))
-            except Exception as error:
+            except Exception as error:  # whatever the project's code raises: said to the scorer, then it goes on
                 words = f"{type(error).__name__}: {error}".encode()[: wire.MOST_WORDS]
                 wire.send(channel, wire.FAILED, header.sequence, words)
                 raise
