@@ -2,11 +2,15 @@
 
 An experiment's controller holds the lock in its run directory for as long as it lives. Whoever can
 take it knows that the controller is dead; everything here may be repeated, and stopped at any line.
+Run directories appear with their lock, and go with it, while a lock beside them is held, so that none is
+ever seen without an owner that lives.
 """
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from arsandbox.sandbox import host, promotion, state
@@ -27,7 +31,7 @@ def recover(repository_state: Path, engine: Engine) -> list[str]:
     done: list[str] = []
     runs = state.make_private(repository_state / "runs")
     for directory in sorted(runs.iterdir()):
-        lock = state.Lock.try_take(directory / "lock")
+        lock = _lock_of_the_dead(directory)
         if lock is None:
             continue
         try:
@@ -44,10 +48,29 @@ def recover(repository_state: Path, engine: Engine) -> list[str]:
     return done
 
 
+@contextmanager
+def entering_or_leaving(repository_state: Path) -> Iterator[None]:
+    """Hold what everybody holds who makes, takes over or removes a run directory's lock: for a moment only."""
+    with state.exclusive(state.make_private(repository_state) / "runs.lock"):
+        yield
+
+
 def remove_run(directory: Path) -> None:
     """Remove an experiment's run directory, whose lock the caller holds; repeatable."""
     unmount_below(directory)
-    remove_tree(str(directory))
+    if not directory.exists():
+        return  # the whole state directory was removed under the run
+    for child in directory.iterdir():
+        if child.name != "lock":
+            remove_tree(str(child))
+    with entering_or_leaving(directory.parent.parent):
+        remove_tree(str(directory))
+
+
+def _lock_of_the_dead(directory: Path) -> state.Lock | None:
+    """The lock of a run directory whose owner is dead; None where it lives, or has just removed it."""
+    with entering_or_leaving(directory.parent.parent):
+        return state.Lock.try_take(directory / "lock") if directory.exists() else None
 
 
 def _remove_run_of_the_dead(directory: Path) -> str:
@@ -66,8 +89,10 @@ def collect_garbage(engine: Engine) -> list[str]:
     known = sorted(repositories.iterdir()) if repositories.is_dir() else []
     for directory in known:
         done += recover(directory, engine)
-    alive = {run.name for directory in known for run in (directory / "runs").glob("*")}
-    for experiment in sorted(engine.labelled(host.EXPERIMENT_LABEL) - alive):
+    labelled = engine.labelled(host.EXPERIMENT_LABEL)
+    # Looked up after the labels: what bears one had its run directory before that.
+    alive = {run.name for run in repositories.glob("*/runs/*")}
+    for experiment in sorted(labelled - alive):
         done += engine.sweep({host.EXPERIMENT_LABEL: experiment, host.HOME_LABEL: host.home_id()})
     for directory in known:
         for left in (directory / "layers").glob("building-*"):

@@ -29,9 +29,11 @@ class RunDirectory:
 def run_directory(repository_state: Path) -> Iterator[RunDirectory]:
     """A fresh id with its directories; the scratch directory and its mounts are removed at the end."""
     identity = state.new_experiment_id()
-    scratch = state.make_private(repository_state / "runs" / identity)
-    lock = state.Lock.try_take(scratch / "lock")
-    assert lock is not None  # noqa: S101 - the id is new
+    scratch = repository_state / "runs" / identity
+    with recovery.entering_or_leaving(repository_state):
+        state.make_private(scratch)
+        lock = state.Lock.try_take(scratch / "lock")
+    assert lock is not None  # noqa: S101 - the id is new, and nobody else looks at it before it is locked
     try:
         keep = state.make_private(repository_state / "experiments" / identity)
         yield RunDirectory(identity, scratch, keep)
