@@ -283,7 +283,9 @@ class _Experiment:
             if record is not None:
                 return record
             # Another controller promoted meanwhile: decide again, against the new champion.
-            champion = self._plan.champion_now()
+            before, champion = champion, self._plan.champion_now()
+            if champion == before:
+                return self._close(Verdict.KEEP, f"{judged.reason}; not promoted: {what.branch} cannot be moved")
             baseline = self.baseline(champion.commit)
 
     def _failure(self) -> tuple[Verdict, str] | None:

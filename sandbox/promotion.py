@@ -70,7 +70,8 @@ def prepare(
 def publish(repository: Repository, prepared: Prepared) -> bool:
     """Move the ref if it still is where it was; True when it now names the commit. Idempotent.
 
-    A symbolic ref, which would carry the move to another branch, is left alone.
+    A symbolic ref, which would carry the move to another branch, is left alone. Raises RepositoryError where
+    git cannot move a ref that nobody else moved, for a stale lock file or a branch of the same name as its folder.
     """
     branch = prepared.ref.removeprefix("refs/heads/")
     if repository.points_to(prepared.ref):
@@ -93,7 +94,17 @@ def publish(repository: Repository, prepared: Prepared) -> bool:
         ],
         check=False,
     )
-    return done.returncode == 0
+    tip = repository.branch_tip(branch)
+    # A controller that was killed may have left the very same move to a git that lived a moment longer.
+    if done.returncode == 0 or tip == prepared.commit:
+        return True
+    if tip == prepared.old or (tip is None and not prepared.old.strip("0")):
+        lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
+        raise RepositoryError(
+            f"cannot move {prepared.ref}: {lines[0].removeprefix('fatal: ')}",
+            hint="remove a lock file that no living git holds; for a name that is taken choose another --tag",
+        )
+    return False
 
 
 def preferred_branch(layout: str, tag: str) -> str:

@@ -178,8 +178,39 @@ def test_a_ref_that_cannot_be_made_is_no_promotion(repo, repository: Repository,
     base = repository.head()
     repo.git("branch", "arsandbox")  # a file where a directory is needed
     prepared = prepare(repository, make_record(), edit(repository, base), base)
-    assert not promotion.publish(repository, prepared)
+    with pytest.raises(RepositoryError, match="'refs/heads/arsandbox' exists"):
+        promotion.publish(repository, prepared)
     assert repo.git("for-each-ref", "--format=%(refname)").split() == ["refs/heads/arsandbox", "refs/heads/main"]
+
+
+def test_a_lock_file_that_a_power_cut_left_is_an_error_and_no_moved_branch(
+    repo, repository: Repository, make_record: MakeRecord
+) -> None:
+    """Taken for somebody else's promotion, it would be decided again and again, for ever."""
+    base = repository.head()
+    prepared = prepare(repository, make_record(), edit(repository, base), base)
+    lock = repo.path / ".git" / f"{prepared.ref}.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    lock.touch()
+    with pytest.raises(RepositoryError, match=r"\.lock': File exists"):
+        promotion.publish(repository, prepared)
+    lock.unlink()
+    assert promotion.publish(repository, prepared)
+
+
+def test_a_move_that_a_killed_controller_left_to_git_counts(
+    repo, repository: Repository, make_record: MakeRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = repository.head()
+    prepared = prepare(repository, make_record(), edit(repository, base), base)
+    look = repository.checked_out_branches
+
+    def looked_just_before_it_moved() -> object:
+        repo.git("update-ref", prepared.ref, prepared.commit, prepared.old)
+        return look()
+
+    monkeypatch.setattr(repository, "checked_out_branches", looked_just_before_it_moved)
+    assert promotion.publish(repository, prepared)
 
 
 @pytest.mark.parametrize("tag", ["../main", "a..b", "x.lock", "a b", "-x", "x~1", "", "@{", "a\nb", "x/../../main"])
