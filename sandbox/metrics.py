@@ -5,6 +5,8 @@ Read are, in this order on each line: `METRIC name=value`; one JSON object of nu
 pytest (`passed`, `failed`, `skipped`, `pass_rate`) and coverage (`line_rate`). The last value of a name
 counts, in whichever dialect it was said. What is read here is the candidate's word, unless the output
 is a trusted evaluator's.
+
+A carriage return ends a line like a newline: what a terminal would show no more was said all the same.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ _SUMMARY = re.compile(rf"({_NAME}):\s+({_NUMBER})\s*", re.IGNORECASE | re.ASCII)
 _PYTEST = re.compile(r"=+ (\d[^=]{0,300}) in \d+(?:\.\d+)?s(?: \([0-9:]+\))? =+", re.ASCII)
 _COUNT = re.compile(r"(\d{1,9}) (passed|failed|errors?|skipped|xfailed|xpassed|deselected|warnings?)", re.ASCII)
 _COVERAGE = re.compile(r"TOTAL(?:\s+\d{1,12}){2,4}\s+(\d{1,3}(?:\.\d{1,6})?)%", re.ASCII)
+# A progress bar that nobody ended, with the summary's `---` behind it in the line that a terminal shows.
+_BAR_AND_RULE = re.compile(r"[^-]---", re.ASCII)
 _LONGEST_LINE = 100_000
 
 
@@ -51,6 +55,7 @@ class MetricReader:
     def __init__(self) -> None:
         self._rest = b""
         self._skipping = False
+        self._returned = False  # whether what is read now began after a carriage return in its line
         self._explicit: dict[str, _Said] = {}
         self._summary: dict[str, _Said] = {}
         self._place = 0
@@ -58,13 +63,12 @@ class MetricReader:
 
     def feed(self, chunk: bytes) -> None:
         """Take more output."""
-        lines = (self._rest + chunk).replace(b"\r", b"\n").split(b"\n")
-        self._rest = lines.pop()
-        for line in lines:
-            if self._skipping:
-                self._skipping = False
-            elif len(line) <= _LONGEST_LINE:
-                self._line(line)
+        *whole, begun = (self._rest + chunk).split(b"\n")
+        for line in whole:
+            self._pieces(line.split(b"\r"))
+            self._returned = False
+        *pieces, self._rest = begun.split(b"\r")
+        self._pieces(pieces)
         if len(self._rest) > _LONGEST_LINE:
             self._rest, self._skipping = b"", True
 
@@ -93,6 +97,15 @@ class MetricReader:
     def _of(self, name: str) -> list[_Said]:
         return [source[name] for source in (self._explicit, self._summary) if name in source]
 
+    def _pieces(self, pieces: list[bytes]) -> None:
+        """Read what stands between the carriage returns of one line, or of its part so far."""
+        for piece in pieces:
+            if self._skipping:
+                self._skipping = False
+            elif len(piece) <= _LONGEST_LINE:
+                self._line(piece)
+            self._returned = True
+
     def _line(self, raw: bytes) -> None:
         text = _ESCAPES.sub(b"", raw).decode("utf-8", "replace").strip()
         if text == "---":
@@ -107,6 +120,8 @@ class MetricReader:
             self._tests(match[1])
         elif match := _COVERAGE.fullmatch(text):
             self._add(self._explicit, "line_rate", str(float(match[1]) / 100))
+        elif self._returned and _BAR_AND_RULE.fullmatch(text, max(0, len(text) - 4)):
+            self._in_summary = True  # forgets nothing: two values of a name are still told
 
     def _tests(self, text: str) -> None:
         """pytest's closing line: what was skipped, deselected or expected to fail says nothing of the pass rate."""

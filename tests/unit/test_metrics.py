@@ -39,6 +39,14 @@ SUMMARY = b"step 1\n---\nval_bpb:          0.997900\ntraining_seconds: 300.1\npe
         (b"\x1b]0;title\x07METRIC loss=0.5\n", {"loss": 0.5}),
         (b"\x1b]8;;http://x\x1b\\METRIC loss=0.5\n", {"loss": 0.5}),
         (b"METRIC lo\x1b[Kss=0.5\n", {"loss": 0.5}),
+        (b"\rstep 1  bpb 3.2\rstep 2  bpb 3.1---\nloss: 0.5\n", {"loss": 0.5}),  # a bar that nobody ended
+        (b"\rstep 1\r\x1b[32mstep 2\x1b[0m---\r\nloss: 0.5\n", {"loss": 0.5}),
+        (b"step 1\rstep 2\r---\nloss: 0.5\n", {"loss": 0.5}),
+        (b"step 2---\nloss: 0.5\n", {}),  # no bar
+        (b"a\r\nstep 2---\r\nloss: 0.5\n", {}),
+        (b"\r[----]\rdone: ----\nloss: 0.5\n", {}),  # a bar of dashes
+        (b"\rstep 1---\rloss: 0.5 of 1\n", {}),
+        (b"\rscoring METRIC loss=0.5\n", {}),  # it may be a file's name
         (b"", {}),
         (b"\n\n\r\r\n", {}),
     ],
@@ -103,6 +111,13 @@ def test_two_different_values_of_one_name_are_a_conflict(output: bytes, conflict
     assert (read_metrics(output).conflicting == {"loss"}) is conflicting
 
 
+def test_a_bar_before_the_summary_hides_no_value_that_was_said() -> None:
+    found = read_metrics(b"---\nloss: 0.1\n\rstep 2---\nloss: 0.5\n")
+    assert found.values == {"loss": 0.5} and found.conflicting == {"loss"}
+    overwritten = read_metrics(b"\rstep 2---\nloss: 0.1\rloss: 0.5\r          \n")
+    assert overwritten.values == {"loss": 0.5} and overwritten.conflicting == {"loss"}
+
+
 def test_the_last_value_counts_across_dialects() -> None:
     assert read_metrics(b"METRIC loss=1\n---\nloss: 2\n").values == {"loss": 2.0}
     assert read_metrics(b"---\nloss: 2\nMETRIC loss=1\n").values == {"loss": 1.0}
@@ -119,7 +134,7 @@ def test_latest_is_for_display_and_never_infinite() -> None:
 
 MIXED = (
     b"start\r\n\x1b[2Kstep 1/2\rstep 2/2\r\nMETRIC loss=0.5\n{\"acc\": 0.25}\n\x1b]0;t\x07---\r\nval: 1.5\r\n"
-    b"caf\xc3\xa9 \xff\xfe\nbad: inf\nMETRIC loss=0.75\r\nlast: 3"
+    b"caf\xc3\xa9 \xff\xfe\nbad: inf\nMETRIC loss=0.75\r\nstep 1\rstep 2---\nlast: 3"
 )  # fmt: skip
 
 
@@ -141,8 +156,9 @@ def test_a_stream_cut_at_any_byte_reads_as_the_whole_does() -> None:
 
 
 FRAGMENTS = st.sampled_from(
-    [b"METRIC a=1", b"METRIC b=2", b"METRIC a=nan", b"\n", b"\r", b"\r\n", b"---", b"c: 1", b"c: 2", b'{"a": 1}',
-     b'{"d": 1e999}', b"\x1b[0m", b"\x1b", b"\x1b]", b"\x07", b" ", b"\xff", b"x" * 60_000, b"METRIC", b"{", b"}"],
+    [b"METRIC a=1", b"METRIC b=2", b"METRIC a=nan", b"\n", b"\r", b"\r\n", b"---", b"bar---", b"c: 1", b"c: 2",
+     b'{"a": 1}', b'{"d": 1e999}', b"\x1b[0m", b"\x1b", b"\x1b]", b"\x07", b" ", b"\xff", b"x" * 60_000, b"METRIC",
+     b"{", b"}"],
 )  # fmt: skip
 
 
