@@ -7,6 +7,7 @@ import tempfile
 import time
 from bisect import bisect_left
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from arsandbox.sandbox import hygiene, plausibility, reported, steps
@@ -17,16 +18,16 @@ from arsandbox.sandbox.candidate import Candidate
 from arsandbox.sandbox.config import EvaluateConfig
 from arsandbox.sandbox.cores import Cores
 from arsandbox.sandbox.egress.destinations import Allowlist
-from arsandbox.sandbox.engines.port import Outcome, ReadOnlyMount
+from arsandbox.sandbox.engines.port import ReadOnlyMount
 from arsandbox.sandbox.errors import StateError
 from arsandbox.sandbox.evaluation import roles, verified
 from arsandbox.sandbox.evaluation.mounts import TARGET, furnish, python_path
 from arsandbox.sandbox.evaluation.tap import DataTap
 from arsandbox.sandbox.metrics import Metrics
-from arsandbox.sandbox.models import Reason, Stage, Termination, Usage
+from arsandbox.sandbox.models import Reason, Stage
 from arsandbox.sandbox.run_directory import RunDirectory
 from arsandbox.sandbox.settings import Settings
-from arsandbox.sandbox.stage import StageEnded, StagePlan, StageRun, last_line, run_stage
+from arsandbox.sandbox.stage import StagePlan, StageRun, last_line, run_stage
 from arsandbox.sandbox.workspace.upper import shown
 
 _MOST_NAMED = 20
@@ -120,19 +121,14 @@ def _train(
             into.conditions = hygiene.conditions(
                 before, hygiene.read(), cores=cores.listing, memory_nodes=cores.memory_nodes, own_cpu_s=own
             )
-            _read_back(bench, candidate, stage, into)
+            _read_back(bench, candidate, _judged_by(tap, stage), into)
             leaving = time.monotonic()
         into.teardown_s += time.monotonic() - leaving
-    except StageEnded:
-        assert tap is not None  # noqa: S101 - nobody else ends training
-        _ended_late(tap, time.monotonic() - began - into.setup_s, into)
     finally:
         cores.release()
         if tap is not None:
             tap.close()
             into.startup_s = tap.startup_s or 0.0
-    if into.conditions is None:
-        return
     if verifying:
         into.evaluator_changed += verified.changed_files(bench.objects, candidate.base, stack, verifying)
         if into.evaluator_changed:
@@ -159,12 +155,18 @@ def _tapped(settings: Settings, tap: DataTap) -> dict[str, str]:
     return {**tap.environment, "PYTHONPATH": python_path(settings.project.environment)}
 
 
-def _ended_late(tap: DataTap, wall_s: float, into: Measurement) -> None:
-    """The run was ended by its tap: what it used is not known, how long it took is."""
+def _judged_by(tap: DataTap | None, stage: StageRun) -> StageRun:
+    """The stage as it ended; where its tap ended it, that is a timeout."""
+    if tap is None or stage.outcome.termination.reason is not Reason.INTERRUPTED:
+        return stage
     if tap.problem is not None:
         raise StateError(f"cannot open the data tap: {tap.problem.strerror}", hint="free some space and run again")
-    ended = Termination(reason=Reason.TIMEOUT, exit_code=None, signal=None, detail=tap.late)
-    into.train = Outcome(termination=ended, usage=Usage(), start_s=0.0, wall_s=wall_s)
+    ended = stage.outcome.termination.model_copy(update={"reason": Reason.TIMEOUT, "detail": tap.late})
+    return replace(
+        stage,
+        outcome=stage.outcome.model_copy(update={"termination": ended}),
+        record=stage.record.model_copy(update={"termination": ended}),
+    )
 
 
 def _read_back(bench: Bench, candidate: Candidate, stage: StageRun, into: Measurement) -> None:

@@ -16,7 +16,7 @@ from arsandbox.sandbox import state
 from arsandbox.sandbox.egress import inside
 from arsandbox.sandbox.egress.destinations import Allowlist
 from arsandbox.sandbox.egress.proxy import Proxy
-from arsandbox.sandbox.engines.port import Engine, Outcome, ReadOnlyMount, Sandbox, SandboxSpec
+from arsandbox.sandbox.engines.port import Engine, EnoughError, Outcome, ReadOnlyMount, Sandbox, SandboxSpec
 from arsandbox.sandbox.errors import StateError
 from arsandbox.sandbox.events import Listener
 from arsandbox.sandbox.metrics import MetricReader, Metrics
@@ -43,10 +43,6 @@ class StagePlan:
     memory_nodes: str = ""
     mounts: tuple[ReadOnlyMount, ...] = ()
     egress: Allowlist | None = None
-
-
-class StageEnded(KeyboardInterrupt):
-    """The stage was ended from another thread, the way an engine ends one for Ctrl-C in its own."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +76,7 @@ class _Watcher:
 
     def tick(self, elapsed_s: float, memory_bytes: int) -> None:
         if self._end is not None and self._end.is_set():
-            raise StageEnded
+            raise EnoughError
         latest = self.reader.latest(self._plan.metric)
         self._listener.progress(self._plan.stage, elapsed_s, self._plan.limit_s, memory_bytes, latest)
 
@@ -110,8 +106,8 @@ def run_stage(
 ) -> Iterator[StageRun]:
     """Run `plan` in a fresh sandbox and yield while its workspace can still be read; then all is removed.
 
-    Raises MachineError when the engine fails, StateError when the log cannot be written, StageEnded soon
-    after `end` is set.
+    Soon after `end` is set it is ended; its reason is then `interrupted`. Raises MachineError when the engine
+    fails, StateError when the log cannot be written.
     """
     directory = state.make_private(scratch / plan.stage.value)
     began = time.monotonic()

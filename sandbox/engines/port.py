@@ -61,14 +61,18 @@ class Collected(Model):
     refused: tuple[str, ...]
 
 
+class EnoughError(Exception):
+    """Raised by a watcher's `tick`: the sandbox is to end now. `run` ends it and returns, with reason `interrupted`."""
+
+
 class Watcher(Protocol):
-    """Receives what happens while a sandbox runs. Both calls must return quickly and never raise."""
+    """Receives what happens while a sandbox runs. Both calls must return quickly and raise nothing else."""
 
     def output(self, chunk: bytes) -> None:
         """Bytes that the sandbox wrote to standard output or error, in order, from a reader thread."""
 
     def tick(self, elapsed_s: float, memory_bytes: int) -> None:
-        """Called several times a second from the waiting thread."""
+        """Called several times a second from the waiting thread. Raises EnoughError to end the sandbox."""
 
 
 class Sandbox(Protocol):

@@ -23,7 +23,7 @@ class Evidence:
 
 
 def terminate(evidence: Evidence, limits: Limits, deadline_s: float) -> Termination:
-    """The typed termination; the first of these that holds: timeout, output, oom, pids, disk, crash."""
+    """The typed termination; the first that holds: timeout, output, interrupted, oom, pids, disk, crash."""
     code = evidence.exit_code
     number = code - 128 if code is not None and code > 128 and _is_signal(code - 128) else None
     failed = code != 0
@@ -31,6 +31,8 @@ def terminate(evidence: Evidence, limits: Limits, deadline_s: float) -> Terminat
         return _ended(Reason.TIMEOUT, f"still running at its deadline of {format_duration(deadline_s)}")
     if evidence.cause == "output":
         return _ended(Reason.OUTPUT, f"wrote more than {format_size(limits.output_bytes)} to its output")
+    if evidence.cause == "enough":
+        return _ended(Reason.INTERRUPTED, "ended by its controller")
     if evidence.oom_killed:
         return Termination(
             reason=Reason.OOM,

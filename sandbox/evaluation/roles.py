@@ -26,9 +26,9 @@ from arsandbox.sandbox.errors import ArsandboxError, StateError
 from arsandbox.sandbox.evaluation.channel import SOCKET_NAME, ChannelError, Endpoint, exchange
 from arsandbox.sandbox.evaluation.mounts import LIBRARY, TARGET, furnish, python_path
 from arsandbox.sandbox.events import Silent
-from arsandbox.sandbox.models import Finding, Model, Reason, Stage, StageRecord, Termination, Usage, utc_now
+from arsandbox.sandbox.models import Finding, Model, Reason, Stage, StageRecord, Termination
 from arsandbox.sandbox.run_directory import RunDirectory
-from arsandbox.sandbox.stage import StageEnded, StagePlan, last_line, run_stage
+from arsandbox.sandbox.stage import StagePlan, last_line, run_stage
 
 _ARTIFACTS = "/run/arsandbox-artifacts"
 _SCORER = f"import sys; sys.path.insert(0, '{LIBRARY}'); from arsandbox_box.score import main; main()"
@@ -71,7 +71,6 @@ class _Box:
         self.record: StageRecord | None = None
         self.problem: BaseException | None = None
         self.words = ""
-        self._started_at, self._began = utc_now(), time.monotonic()
         self._thread = threading.Thread(target=self._run, name="model-box")
         self._thread.start()
 
@@ -103,24 +102,18 @@ class _Box:
                 here.bench.engine, plan, experiment=here.run_directory.id, scratch=scratch, labels=labels,
                 listener=Silent(), end=self._end,
             ) as stage:  # fmt: skip
-                self.record = stage.record
-        except StageEnded:
-            self.record = self._ended_by_us(plan)
+                self.record = _left(stage.record)
         except (ArsandboxError, OSError) as error:
             self.problem = error
         self.words = last_line(plan.log)
 
-    def _ended_by_us(self, plan: StagePlan) -> StageRecord:
-        detail = "it stayed after the last answer and was ended"
-        return StageRecord(
-            stage=Stage.MODEL,
-            termination=Termination(reason=Reason.INTERRUPTED, exit_code=None, signal=None, detail=detail),
-            usage=Usage(),
-            started_at=self._started_at,
-            wall_s=round(time.monotonic() - self._began, 3),
-            log_sha256="",
-            log_truncated=False,
-        )
+
+def _left(record: StageRecord) -> StageRecord:
+    """How a model box ended; one that we ended did nothing wrong by that."""
+    if record.termination.reason is not Reason.INTERRUPTED:
+        return record
+    detail = "it stayed after the last answer and was ended"
+    return record.model_copy(update={"termination": record.termination.model_copy(update={"detail": detail})})
 
 
 class _Evaluation:

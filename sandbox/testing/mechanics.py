@@ -12,6 +12,7 @@ import pytest
 from arsandbox.policies.model import MIB
 from arsandbox.sandbox import host
 from arsandbox.sandbox.engines.fake import Script
+from arsandbox.sandbox.engines.port import EnoughError
 from arsandbox.sandbox.models import Guarantees, Reason
 from arsandbox.sandbox.testing.contract import Box, Contract
 from arsandbox.sandbox.testing.subject import Subject, specify
@@ -135,6 +136,39 @@ class MechanicsContract(Contract):
         with pytest.raises(KeyboardInterrupt), subject.engine.sandbox(spec) as sandbox:
             sandbox.run(Interrupting())
         assert spec.experiment not in subject.engine.labelled(host.EXPERIMENT_LABEL)
+
+    def test_a_watcher_that_has_enough_ends_the_sandbox_and_learns_what_it_used(
+        self, subject: Subject, places: Callable[[], Path]
+    ) -> None:
+        class Enough:
+            said, silent_until_s = False, 0.0
+
+            def output(self, chunk: bytes) -> None:
+                self.said = True
+
+            def tick(self, elapsed_s: float, memory_bytes: int) -> None:
+                if not self.said:
+                    self.silent_until_s = elapsed_s
+                elif elapsed_s > self.silent_until_s + 0.5:
+                    raise EnoughError
+
+        program = """
+            import os, time
+            open("left", "w").close()
+            held = os.urandom(30_000_000)
+            print("there", flush=True)
+            time.sleep(60)
+        """
+        spec = specify(subject, places(), program)
+        if subject.tell is not None:
+            subject.tell(
+                spec.experiment, Script(output=b"there", seconds=20, memory_bytes=30 * MIB, files={"left": b""})
+            )
+        with subject.engine.sandbox(spec) as sandbox:
+            outcome = sandbox.run(Enough())
+            assert [one.path for one in sandbox.changes().paths] == ["left"]
+        assert outcome.termination.reason is Reason.INTERRUPTED, outcome
+        assert outcome.usage.peak_memory_bytes >= 25 * MIB, outcome
 
     def test_sandboxes_run_from_several_threads_at_once(self, box: Box) -> None:
         def one(number: int) -> tuple[str, dict[str, str]]:

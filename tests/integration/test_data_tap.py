@@ -65,6 +65,9 @@ def test_the_budget_counts_from_ready(project: Callable[..., Any]) -> None:
     long = made.run_train(train(0, 30)).record  # ended 3 s after READY, although start-up left 6 s unused
     assert long["verdict"] == "timeout", long
     assert "after READY" in long["reason"]
+    assert long["usage"]["peak_memory_bytes"] > 0 and long["usage"]["output_bytes"] > 0, long["usage"]
+    assert [(s["stage"], s["termination"]["reason"]) for s in long["stages"]] == [("train", "timeout")]
+    assert long["self_reported"] == {"size": 1234}
 
     never = made.run_train("import time\ntime.sleep(60)\n").record
     assert never["verdict"] == "timeout" and "not ready within the 6 s" in never["reason"], never

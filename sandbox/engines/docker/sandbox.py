@@ -18,7 +18,7 @@ from arsandbox.sandbox.engines.docker.client import NotFound, idempotent, transl
 from arsandbox.sandbox.engines.docker.helper import HelperWorkspace
 from arsandbox.sandbox.engines.docker.output import OutputReader
 from arsandbox.sandbox.engines.host_workspace import HostWorkspace
-from arsandbox.sandbox.engines.port import Collected, Outcome, SandboxSpec, Watcher
+from arsandbox.sandbox.engines.port import Collected, EnoughError, Outcome, SandboxSpec, Watcher
 from arsandbox.sandbox.engines.termination import Evidence, terminate
 from arsandbox.sandbox.engines.uids import Uid
 from arsandbox.sandbox.errors import MachineError
@@ -169,7 +169,10 @@ class DockerSandbox:
             self._look_for_full_disks()
             if now >= next_tick:
                 next_tick = now + _TICK_S
-                watcher.tick(now - started, readings.memory_bytes)
+                try:
+                    watcher.tick(now - started, readings.memory_bytes)
+                except EnoughError:
+                    return "enough"
             if exited.wait(min(_POLL_S, deadline - now)):
                 return None
 

@@ -20,7 +20,7 @@ from arsandbox.sandbox.engines.embedded.output import PipeReader
 from arsandbox.sandbox.engines.embedded.polling import NamespacePoll
 from arsandbox.sandbox.engines.embedded.process import Box, Descriptors
 from arsandbox.sandbox.engines.embedded.workspace import CopyWorkspace, OverlayWorkspace, Workspace
-from arsandbox.sandbox.engines.port import Collected, Outcome, SandboxSpec, Watcher
+from arsandbox.sandbox.engines.port import Collected, EnoughError, Outcome, SandboxSpec, Watcher
 from arsandbox.sandbox.engines.termination import Evidence, terminate
 from arsandbox.sandbox.engines.uids import Uid
 from arsandbox.sandbox.errors import MachineError
@@ -207,7 +207,10 @@ class EmbeddedSandbox:
             self._look_for_full_disks(box)
             if now >= next_tick:
                 next_tick = now + _TICK_S
-                watcher.tick(now - started, readings.memory_bytes)
+                try:
+                    watcher.tick(now - started, readings.memory_bytes)
+                except EnoughError:
+                    return "enough"
             if box.ended(min(poll, max(0.0, deadline - now))):
                 return None
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
 from arsandbox.sandbox.engines.fake.script import Faults, Play, Script
-from arsandbox.sandbox.engines.port import Collected, Outcome, SandboxSpec, Watcher
+from arsandbox.sandbox.engines.port import Collected, EnoughError, Outcome, SandboxSpec, Watcher
 from arsandbox.sandbox.engines.termination import Evidence, terminate
 from arsandbox.sandbox.models import ChangeSet, Usage
 from arsandbox.sandbox.workspace import upper as reading
@@ -57,13 +58,16 @@ class FakeSandbox:
         number = self._faults.before("run")
         script = self._play(self.spec)
         limits, wall_s = self.spec.limits, min(script.seconds, self.spec.deadline_s)
-        watcher.tick(0.0, 0)
+        enough = _tick(watcher, 0.0, 0)
         if shown := script.output[: limits.output_bytes]:
             watcher.output(shown)
         disk_bytes = self._write(script)
         memory_bytes = min(script.memory_bytes, limits.memory_bytes)
-        watcher.tick(wall_s, memory_bytes)
-        ended = script.termination or terminate(self._evidence(script, disk_bytes), limits, self.spec.deadline_s)
+        enough = _tick(watcher, wall_s, memory_bytes) or enough
+        evidence = self._evidence(script, disk_bytes)
+        if enough and evidence.cause is None:
+            evidence = replace(evidence, cause="enough")
+        ended = script.termination or terminate(evidence, limits, self.spec.deadline_s)
         outcome = Outcome(
             termination=ended,
             usage=Usage(
@@ -127,3 +131,12 @@ class FakeSandbox:
             place.parent.mkdir(parents=True, exist_ok=True)
             os.mknod(place, stat.S_IFCHR, os.makedev(0, 0))  # a whiteout (overlayfs.rst); needs no privilege
         return sum(len(content) for content in script.files.values())
+
+
+def _tick(watcher: Watcher, elapsed_s: float, memory_bytes: int) -> bool:
+    """Whether the watcher has enough."""
+    try:
+        watcher.tick(elapsed_s, memory_bytes)
+    except EnoughError:
+        return True
+    return False
