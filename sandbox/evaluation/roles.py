@@ -194,7 +194,10 @@ class _Evaluation:
         if self.config.interface == "predictions":
             assert self.config.predictions is not None  # noqa: S101 - checked by the config
             fields = self.config.predictions.model_dump(mode="json")
-            return {"interface": "predictions", "metric": metric, "artifacts": _ARTIFACTS, **fields}
+            memory = self.bench.settings.policy_for(Stage.SCORE).limits.memory_bytes
+            return {
+                "interface": "predictions", "metric": metric, "artifacts": _ARTIFACTS, "memory_bytes": memory, **fields,
+            }  # fmt: skip
         assert self.config.lm is not None  # noqa: S101 - checked by the config
         return {
             "interface": "lm", "metric": metric, **self.config.lm.model_dump(mode="json"),
@@ -237,6 +240,11 @@ class _Evaluation:
 
     def _conclude(self, ended: Termination, log: Path) -> None:
         into = self._into
+        if self.config.interface == "predictions" and ended.reason is Reason.OOM:
+            # Whatever is scored beside it is the base commit's, which had room enough at the baseline.
+            into.problem = f"the scorer ran out of memory on {self._predictions()}: {ended.detail}"
+            into.remark("bad_artifact", into.problem)
+            return
         if self._failure is not None:
             into.problem = self._why(self._failure, ended, log)
             if self._failure.end == "model":
@@ -260,6 +268,12 @@ class _Evaluation:
             into.problem = f"evaluation: {into.findings[-1].detail}"
         else:
             into.value = result.metrics.get(self.bench.settings.project.metric.name)
+
+    def _predictions(self) -> str:
+        """The file of predictions, with its size."""
+        assert self.config.predictions is not None  # noqa: S101 - checked by the config
+        file = self.config.predictions.file
+        return f"{file} of {(self._artifacts / file).lstat().st_size} bytes"
 
     def _why(self, failure: ChannelError, ended: Termination, log: Path) -> str:
         if failure.end == "model" and self._boxes:

@@ -150,7 +150,7 @@ with zipfile.ZipFile(ZIPPED, "w", zipfile.ZIP_DEFLATED) as archive:
         (".npy", b"\x93NUMPY\x03\0"),
         (".npy", npy(np.zeros(1)).replace(b"(1,)", b"(-1,)")[:-1]), (".npy", npy([np.nan])), (".npy", npy([1, 2])[:-1]),
         (".npy", b"\x93NUMPY\x01\0\xff\xff" + b"(" * 65535), (".csv", b"a\nnan\n"), (".csv", b"a\n\xff\n"),
-        (".csv", b'a\n"x\n'), (".txt", b"1\n" * 100), (".txt", b"x" * 1000),
+        (".csv", b'a\n"x\n'), (".txt", b"1\n" * 100), (".txt", b"x" * 1000), (".txt", b"\0" * 200_000),
     ],
 )  # fmt: skip
 def test_what_is_no_predictions_file_is_refused(suffix: str, content: bytes) -> None:
@@ -190,12 +190,48 @@ def test_damaged_predictions_give_values_or_a_refusal(data: st.DataObject) -> No
     assert found.size <= 50 and (found.dtype.kind != "f" or np.isfinite(found).all())
 
 
+def test_a_file_that_is_too_large_is_refused_by_its_size_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (tmp_path / "sparse.csv").open("wb") as file:
+        file.truncate(2 * 1024**4)
+    for most_values, most_bytes in ((10, 1024**4), (1024**4, 10_000_000)):
+        tracemalloc.start()
+        try:
+            with pytest.raises(ArtifactError, match="2199023255552 bytes, more than"):
+                read_values(tmp_path / "sparse.csv", most=most_values, most_bytes=most_bytes)
+            assert tracemalloc.get_traced_memory()[1] < 100_000
+        finally:
+            tracemalloc.stop()
+
+
+def test_text_is_read_in_little_more_memory_than_it_takes() -> None:
+    rows = b"id,label\n" + b"12345,some-class\n" * 100_000
+    long = b"\0" * 5_000_000
+    wide = b"".join(b"%s\n" % (b"x" * (200 if at == 7 else 1)) for at in range(50_000))
+    for content, most_bytes, problem in (
+        (rows, 10_000_000, ""),
+        (long, 10_000_000, "a line"),
+        (wide, 1_000_000, "labels"),
+    ):
+        tracemalloc.start()
+        try:
+            if problem:
+                with pytest.raises(ArtifactError, match=problem):
+                    parse_values(content, ".txt", most=100_001, most_bytes=most_bytes)
+            else:
+                assert len(parse_values(content, ".csv", most=100_001, most_bytes=most_bytes)) == 100_000
+            assert tracemalloc.get_traced_memory()[1] < 15_000_000, problem
+        finally:
+            tracemalloc.stop()
+
+
 def scored(tmp_path: Path, targets: bytes, predicted: bytes, score: str) -> float:
     (tmp_path / "targets.csv").write_bytes(targets)
     (tmp_path / "predicted.csv").write_bytes(predicted)
     task = {
         "metric": "m", "artifacts": str(tmp_path), "file": "predicted.csv", "targets": str(tmp_path / "targets.csv"),
-        "score": score,
+        "score": score, "memory_bytes": 64 * 1024**2,
     }  # fmt: skip
     return predictions.score(task).metrics["m"]
 

@@ -32,14 +32,20 @@ class ArtifactError(ValueError):
 
 
 def read_regular_file(path: Path | str, most_bytes: int) -> bytes:
-    """The bytes of a regular file, neither through a symlink nor more than `most_bytes`. Raises ArtifactError."""
+    """The bytes of a regular file, neither through a symlink nor more than `most_bytes`. Raises ArtifactError.
+
+    A file that is too large is refused by the size that it has, before anything of it is read.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
         raise ArtifactError(f"cannot be opened as a regular file: {error}") from error
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
             raise ArtifactError("not a regular file")
+        if found.st_size > most_bytes:
+            raise ArtifactError(f"a file of {found.st_size} bytes, more than {most_bytes}")
         with open(descriptor, "rb", closefd=False) as file:
             data = file.read(most_bytes + 1)
     except OSError as error:

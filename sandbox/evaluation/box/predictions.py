@@ -15,6 +15,7 @@ import struct
 import warnings
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,19 @@ from .artifacts import ArtifactError, read_regular_file
 from .session import RefusedError, Result
 
 MOST_BYTES = 256 * 1024**2
+# Text takes several times its size while it becomes an array: this share of the sandbox's memory holds it.
+_SHARE_OF_MEMORY = 8
 MOST_VALUE_BYTES = 256
 MOST_ROWS = 50_000_000
+_MOST_LINE = 64 * 1024  # characters
 
 
 def score(task: dict[str, Any]) -> Result:
     """The metric `task` asks for. Raises RefusedError for predictions that cannot be scored."""
+    room = min(MOST_BYTES, int(task["memory_bytes"]) // _SHARE_OF_MEMORY)
     targets = read_values(Path(task["targets"]), most=MOST_ROWS)
     try:
-        predictions = read_values(Path(task["artifacts"], task["file"]), most=targets.size)
+        predictions = read_values(Path(task["artifacts"], task["file"]), most=targets.size, most_bytes=room)
     except ArtifactError as error:
         raise RefusedError("bad_artifact", f"{task['file']}: {error}") from error
     if predictions.shape != targets.shape:
@@ -46,36 +51,46 @@ def score(task: dict[str, Any]) -> Result:
     return Result(metrics={task["metric"]: value}, count=len(targets))
 
 
-def read_values(path: Path | str, *, most: int) -> npt.NDArray[Any]:
-    """At most `most` values of a predictions file: numbers, all finite, or labels. Raises ArtifactError."""
-    data = read_regular_file(path, min(MOST_BYTES, 64 * 1024 + most * MOST_VALUE_BYTES))
-    return parse_values(data, Path(path).suffix, most=most)
+def read_values(path: Path | str, *, most: int, most_bytes: int = MOST_BYTES) -> npt.NDArray[Any]:
+    """At most `most` values of a predictions file: numbers, all finite, or labels.
+
+    `most_bytes` bounds the file, also when unpacked; labels may take twice that as an array. Raises ArtifactError.
+    """
+    data = read_regular_file(path, _room(most, most_bytes))
+    return parse_values(data, Path(path).suffix, most=most, most_bytes=most_bytes)
 
 
-def parse_values(data: bytes, suffix: str, *, most: int) -> npt.NDArray[Any]:
+def parse_values(data: bytes, suffix: str, *, most: int, most_bytes: int = MOST_BYTES) -> npt.NDArray[Any]:
     """As `read_values`, from the bytes of a file with that suffix."""
     if suffix == ".npy":
         return _array(data, most)
     if suffix == ".npz":
-        return _only_array(data, most)
+        return _only_array(data, most, _room(most, most_bytes))
     if suffix not in (".csv", ".txt"):
         raise ArtifactError(f"a file named *{suffix}: .csv, .txt, .npy and .npz are read")
     labels = _column(data, most, header=suffix == ".csv")
     try:
         values = np.array([float(label) for label in labels])
     except ValueError:
+        longest = max(map(len, labels))
+        if 4 * longest * len(labels) > 2 * most_bytes:  # an array of text has its longest value's width throughout
+            raise ArtifactError(f"{len(labels)} labels of up to {longest} characters, too many for an array") from None
         return np.array(labels, dtype=np.str_)
     if not np.isfinite(values).all():
         raise ArtifactError("a value that is not finite")
     return values
 
 
+def _room(most: int, most_bytes: int) -> int:
+    """How many bytes a file with at most `most` values may have."""
+    return min(most_bytes, 64 * 1024 + most * MOST_VALUE_BYTES)
+
+
 def _column(data: bytes, most: int, *, header: bool) -> list[str]:
     """The last column of a table, without its header."""
     labels: list[str] = []
     try:
-        reader = csv.reader(io.StringIO(data.decode("utf-8"), newline=""), strict=True)
-        for row in reader:
+        for row in csv.reader(_lines(data), strict=True):
             if not row:
                 continue
             if header:
@@ -89,6 +104,15 @@ def _column(data: bytes, most: int, *, header: bool) -> list[str]:
     except (UnicodeDecodeError, csv.Error) as error:
         raise ArtifactError(f"not a table in UTF-8: {error}") from error
     return labels
+
+
+def _lines(data: bytes) -> Iterator[str]:
+    """The lines of a text, one after the other: all of it at once takes several times its size."""
+    text = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8", newline="")
+    while line := text.readline(_MOST_LINE):
+        if len(line) == _MOST_LINE and line[-1] not in "\r\n":
+            raise ArtifactError(f"a line of more than {_MOST_LINE} characters")
+        yield line
 
 
 def _array(data: bytes, most: int) -> npt.NDArray[Any]:
@@ -120,8 +144,7 @@ def _array(data: bytes, most: int) -> npt.NDArray[Any]:
     return values
 
 
-def _only_array(data: bytes, most: int) -> npt.NDArray[Any]:
-    allowed = min(MOST_BYTES, 64 * 1024 + most * MOST_VALUE_BYTES)
+def _only_array(data: bytes, most: int, allowed: int) -> npt.NDArray[Any]:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             entries = archive.infolist()
