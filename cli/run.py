@@ -42,7 +42,7 @@ def run(
         bool, typer.Option("--accept-self-reported", help="Promote on a number that the run itself printed.")
     ] = False,
     audit: Annotated[
-        bool, typer.Option("--audit", help="Probe the model in a second sandbox, score the sealed text (L4).")
+        bool, typer.Option("--audit", help="Ask the model again in a second, fresh sandbox (L4).")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and stop.")] = False,
     engine: EngineName = "docker",

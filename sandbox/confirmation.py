@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from arsandbox.sandbox import candidate as candidates
 from arsandbox.sandbox import decision, experiment, host, noise, promoting, recovery, state, steps
@@ -24,6 +24,7 @@ from arsandbox.sandbox.models import (
     Part,
     Record,
     Timing,
+    Trust,
     Verdict,
     utc_now,
 )
@@ -87,7 +88,9 @@ class _Pairs:
 
 class _Confirmation:
     def __init__(self, what: Plan, pending: Record, engine: Engine, listener: Listener, ledger: Ledger) -> None:
-        self._plan, self._pending = what, pending
+        # What won at L4 is confirmed at L4, whoever continues it.
+        audit = what.options.audit or pending.trust == "L4"
+        self._plan, self._pending = replace(what, options=replace(what.options, audit=audit)), pending
         self._engine, self._listener, self._ledger = engine, listener, ledger
         self._simpler = pending.patch.deletions > pending.patch.insertions
 
@@ -179,6 +182,15 @@ class _Confirmation:
             champion_failures=failures,
         )
 
+    def _trust(self) -> Trust | None:
+        """The lowest level of the candidate's runs: the value is no better than its worst part."""
+        runs = [
+            record.trust
+            for record in self._ledger.parts(self._pending.id)
+            if record.verdict is Verdict.MEASURED and record.part is not None and record.part.side == "candidate"
+        ]
+        return min((trust for trust in (self._pending.trust, *runs) if trust is not None), default=None)
+
     def _given_up(self, failed: Record) -> Judgement:
         verdict = Verdict.QUARANTINE if failed.verdict is Verdict.QUARANTINE else Verdict.DISCARD
         reason = f"a confirming run ended with {failed.verdict.value}: {failed.reason}"
@@ -201,7 +213,8 @@ class _Confirmation:
 
     def _written(self, judged: Judgement, champion: Champion, baseline: Baseline, value: float) -> Record | None:
         """The final record, promoted where it won; None when the branch has moved meanwhile."""
-        blocked = experiment.unpromoted(self._plan, self._pending.trust)
+        trust = self._trust()
+        blocked = experiment.unpromoted(self._plan, trust)
         with run_directory(self._plan.repository.state) as place:
             (place.keep / "patch.diff").write_bytes(self._plan.candidate.diff)
             draft = self._draft(place.id)
@@ -215,6 +228,7 @@ class _Confirmation:
                 update={
                     "verdict": judged.verdict,
                     "reason": state.printable(reason),
+                    "trust": trust,
                     "metric": metric,
                     "metrics": {**self._pending.metrics, metric.name: value},
                     "decision": judged.decision,

@@ -227,7 +227,7 @@ class _Experiment:
             listener=self._listener,
         )
         objects, settings, listener = what.repository.objects, what.settings, self._listener
-        audit = what.options.audit and self._part is None
+        audit = (what.options.audit or settings.audits) and (self._part is None or self._part.side == "candidate")
         return Bench(self._engine, objects, layers, settings, what.image, data, listener, audit, slots=what.slots)
 
     def baseline(self, champion: str) -> Record:

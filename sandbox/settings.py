@@ -69,6 +69,12 @@ class Settings:
         return self.policies[str(stage)].policy
 
     @property
+    def audits(self) -> bool:
+        """Whether every candidate is evaluated at L4 unasked: nothing less may be promoted, and a model answers."""
+        askable = self.project.evaluate is not None and self.project.evaluate.interface == "lm"
+        return askable and self.policy.promote_trust == "L4"
+
+    @property
     def used_policies(self) -> tuple[Policy, ...]:
         """The policies of the stages that this project has."""
         judging = [Stage.EVALUATE, Stage.MODEL, Stage.SCORE] if self.project.evaluate else []

@@ -1,0 +1,189 @@
+"""The three-role evaluation on the fake engine: what the controller makes of what scorer and model box do."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from arsandbox.policies.model import MIB
+from arsandbox.sandbox import confirmation, experiment, hand_promotion
+from arsandbox.sandbox.engines.fake import FakeEngine, Script
+from arsandbox.sandbox.engines.port import SandboxSpec
+from arsandbox.sandbox.errors import RefusedError
+from arsandbox.sandbox.evaluation.box import wire
+from arsandbox.sandbox.evaluation.channel import SOCKET_NAME
+from arsandbox.sandbox.evaluation.mounts import TARGET
+from arsandbox.sandbox.events import Silent
+from arsandbox.sandbox.models import Record, Stage
+from arsandbox.sandbox.planning import plan_of
+from arsandbox.sandbox.repository import Repository
+from arsandbox.sandbox.settings import Options
+
+CONFIG = """
+image = "cpu"
+budget = "20s"
+command = ["python", "train.py"]
+editable = ["train.py"]
+
+[metric]
+name = "loss"
+goal = "min"
+source = "evaluate"
+
+[evaluate]
+artifacts = ["out/"]
+data = ["heldout/"]
+"""
+LM = '[evaluate.lm]\ntext = "heldout/text"\n[decision]\nrule = "RULE"\n'
+MODEL = CONFIG.replace("artifacts", 'interface = "lm"\nserve = ["python", "serve.py"]\nartifacts') + LM
+PREDICTIONS = CONFIG.replace("artifacts", 'interface = "predictions"\nartifacts') + (
+    '[evaluate.predictions]\nfile = "out/p.csv"\ntargets = "heldout/text"\n[decision]\nrule = "greedy"\n'
+)
+FILES = {"train.py": "base\n", "serve.py": "serve\n", "heldout/text": "x\n1\n2\n"}
+
+
+def channel(spec: SandboxSpec) -> socket.socket:
+    """A connection to the controller, from within a fake sandbox."""
+    place = next(mount.source for mount in spec.mounts if mount.target == TARGET)
+    connection = socket.socket(socket.AF_UNIX)
+    directory = os.open(place, os.O_RDONLY)  # a socket's path may have 107 bytes
+    try:
+        connection.connect(f"/proc/self/fd/{directory}/{SOCKET_NAME}")
+    finally:
+        os.close(directory)
+    return connection
+
+
+def task(spec: SandboxSpec) -> dict[str, Any]:
+    place = next(mount.source for mount in spec.mounts if mount.target == TARGET)
+    found: dict[str, Any] = json.loads((place / "task.json").read_text())
+    return found
+
+
+class Roles:
+    """A play: training leaves its own code, and the scorer has a loss for it, audited where that was asked for."""
+
+    def __init__(self) -> None:
+        self.audits: list[bool] = []
+        self.runs = 0
+        self.code = ""
+
+    def __call__(self, spec: SandboxSpec) -> Script:
+        if spec.stage is Stage.TRAIN:
+            self.code = next(layer / "train.py" for layer in spec.layers if (layer / "train.py").exists()).read_text()
+            return Script(files={"out/p.csv": self.code.encode()})
+        if spec.stage is Stage.MODEL:
+            with channel(spec) as connection:
+                connection.recv(1)  # the end of the conversation
+            return Script()
+        return self.score(spec)
+
+    def score(self, spec: SandboxSpec) -> Script:
+        asked = task(spec)
+        if asked["interface"] == "lm":
+            self.audits.append(asked["audit"])
+        self.runs += 1
+        result = {
+            "metrics": {"loss": self.loss()}, "count": 2, "probes": 0, "audited": asked.get("audit", False),
+            "findings": [],
+        }  # fmt: skip
+        with channel(spec) as connection:
+            wire.send(connection, wire.RESULT, 1, json.dumps(result).encode())
+            connection.recv(1)
+        return Script()
+
+    def loss(self) -> float:
+        """The base's is 2, a candidate's 1, with a little noise."""
+        return (2.0 if self.code == "base\n" else 1.0) + self.runs % 3 * 0.01
+
+
+@pytest.fixture
+def policy(tmp_path: Path) -> Callable[[str], str]:
+    def write(text: str) -> str:
+        path = tmp_path / "policy.toml"
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+def run(repository: Any, roles: Roles, **options: Any) -> Record:
+    engine = FakeEngine(roles, isolation="container")
+    request = experiment.Request(repository.path, Options(tag="t", **options))
+    found: Record = experiment.run(experiment.plan(request, find_image=engine.find_image), engine, Silent())
+    return found
+
+
+def improved(repository: Any, roles: Roles, **options: Any) -> Record:
+    """The record of an edit that is better than the base."""
+    (repository.path / "train.py").write_text("better\n")
+    return run(repository, roles, **options)
+
+
+def test_a_scorer_that_runs_out_of_memory_says_on_which_file(make_repo: Callable[..., Any]) -> None:
+    class Hungry(Roles):
+        def score(self, spec: SandboxSpec) -> Script:
+            return Script(memory_bytes=spec.limits.memory_bytes + MIB, exit_code=137)
+
+    record = run(make_repo({**FILES, "arsandbox.toml": PREDICTIONS}), Hungry())
+    assert record.verdict.value == "no_metric"
+    assert [(f.code, "out/p.csv of 5 bytes" in f.detail) for f in record.findings] == [("bad_artifact", True)], record
+
+
+def test_the_scorer_is_told_how_much_memory_it_has(make_repo: Callable[..., Any]) -> None:
+    told: list[Any] = []
+
+    class Telling(Roles):
+        def score(self, spec: SandboxSpec) -> Script:
+            told.append((task(spec)["memory_bytes"], spec.limits.memory_bytes))
+            return super().score(spec)
+
+    record = run(make_repo({**FILES, "arsandbox.toml": PREDICTIONS + '[limits]\nmemory = "96m"\n'}), Telling())
+    assert (record.verdict.value, record.trust) == ("baseline", "L3"), record
+    assert told == [(96 * MIB, 96 * MIB)]
+
+
+def test_a_policy_that_promotes_from_l4_on_audits_unasked_and_refuses_l3(
+    make_repo: Callable[..., Any], policy: Callable[[str], str]
+) -> None:
+    demanding = policy('promote_trust = "L4"\n')
+    roles = Roles()
+    record = improved(make_repo({**FILES, "arsandbox.toml": MODEL.replace("RULE", "greedy")}), roles, policy=demanding)
+    assert (record.verdict.value, record.trust, record.promotion is not None) == ("keep", "L4", True), record
+    assert roles.audits == [True, True]
+
+    other = make_repo({**FILES, "arsandbox.toml": PREDICTIONS}, name="predictions")
+    record = improved(other, Roles(), policy=demanding)
+    assert (record.verdict.value, record.trust, record.promotion) == ("keep", "L3", None), record
+    assert "promotes from trust level L4 on (promote_trust), and this is L3" in record.reason
+
+
+def test_a_winner_of_l3_is_refused_by_hand_too_where_the_project_demands_l4(make_repo: Callable[..., Any]) -> None:
+    demanding = PREDICTIONS + '[policy]\npromote_trust = "L4"\n'
+    repository = make_repo({**FILES, "arsandbox.toml": demanding})
+    record = improved(repository, Roles())
+    assert (record.verdict.value, record.promotion) == ("keep", None)
+    with pytest.raises(RefusedError, match="L4") as refused:
+        hand_promotion.promote(Repository.open(repository.path), record, accept_self_reported=True)
+    assert refused.value.exit_code == 3
+
+
+@pytest.mark.parametrize(("audited", "trust"), [(True, "L4"), (False, "L3")])
+def test_what_won_at_l4_is_confirmed_at_l4(make_repo: Callable[..., Any], audited: bool, trust: str) -> None:
+    roles = Roles()
+    repository = make_repo({**FILES, "arsandbox.toml": MODEL.replace("RULE", "quick")})
+    pending = improved(repository, roles, audit=audited)
+    assert (pending.verdict.value, pending.trust) == ("pending", trust), pending
+    roles.audits.clear()
+    engine = FakeEngine(roles, isolation="container")
+    what = plan_of(Repository.open(repository.path), pending, Options())  # `arsandbox confirm ID` asks for no audit
+    record = confirmation.confirm(what, pending, engine, Silent())
+    assert (record.verdict.value, record.trust, record.promotion is not None) == ("keep", trust, True), record
+    assert record.decision is not None
+    assert roles.audits.count(True) == (record.decision.pairs if audited else 0)
