@@ -94,6 +94,11 @@ def _write(file: Path, document: Model) -> None:
             out.flush()
             os.fsync(out.fileno())
         new.rename(file)
+        folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
     except OSError as error:
         raise StateError(f"cannot write {file}: {error.strerror}", hint="is the disk full?") from error
 

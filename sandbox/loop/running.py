@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
-from arsandbox.sandbox import confirmation, experiment, recovery, state
+from arsandbox.sandbox import confirmation, experiment, recovery, state, steps
 from arsandbox.sandbox.engines.port import Engine
 from arsandbox.sandbox.errors import ArsandboxError, Interrupted
 from arsandbox.sandbox.events import Listener
@@ -161,7 +161,9 @@ class _Loop:
     def _work(self, desk: Desk) -> None:
         try:
             while (entry := self._next(desk)) is not None:
-                self._done.put(play(self._course, entry, desk.name, self._listener))
+                record = play(self._course, entry, desk.name, self._listener)
+                steps.reached("played")
+                self._done.put(record)
         except (ArsandboxError, OSError, KeyboardInterrupt) as error:
             self._ending.soon.set()
             self._done.put(error)
@@ -185,7 +187,9 @@ class _Loop:
                 self._listener.note("the loop ends: nothing more is proposed")
                 self._ending.soon.set()
                 return None
+            steps.reached("proposed")
             self._journal.save(entry)
+            steps.reached("noted")
             return entry
 
     def _why_stop(self, records: list[Record], begun: int) -> str | None:

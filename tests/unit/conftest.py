@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -15,6 +18,17 @@ from hypothesis import settings
 
 from arsandbox.sandbox.models import EngineInfo, ImageRef, MetricInfo, Patch, PolicyInfo, Record, Verdict
 
+
+def _load(name: str, file: Path) -> ModuleType:
+    """A module beside the tests under a name of its own: they are no package."""
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None and spec.loader is not None
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+_fake_loop = _load("arsandbox_fake_loop", Path(__file__).with_name("fake_loop.py"))
 settings.register_profile("unit", deadline=None, derandomize=True, database=None)
 settings.load_profile("unit")
 
@@ -94,6 +108,18 @@ def make_repo(tmp_path: Path) -> MakeRepository:
             repo.write(files)
             repo.commit("base")
         return repo
+
+    return make
+
+
+@pytest.fixture
+def fake_loop(make_repo: MakeRepository, tmp_path: Path) -> Callable[..., Any]:
+    """`fake_loop(rule="greedy", noise=0.0, config="")`: a repository, an empty queue, and the loop over both (fake_loop.py)."""
+
+    def make(*, rule: str = "greedy", noise: float = 0.0, name: str = "repo", config: str = "") -> Any:
+        text = _fake_loop.CONFIG.format(rule=rule) + config
+        made = make_repo({"arsandbox.toml": text, "train.py": _fake_loop.train()}, name=name)
+        return _fake_loop.FakeLoop(made, tmp_path / f"{name}-queue", noise)
 
     return make
 
