@@ -6,7 +6,6 @@ import os
 import tempfile
 import time
 from bisect import bisect_left
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,32 +26,25 @@ from arsandbox.sandbox.metrics import Metrics
 from arsandbox.sandbox.models import Reason, Stage
 from arsandbox.sandbox.run_directory import RunDirectory
 from arsandbox.sandbox.settings import Settings
+from arsandbox.sandbox.slots import Turn, turn
 from arsandbox.sandbox.stage import StagePlan, StageRun, last_line, run_stage
 from arsandbox.sandbox.workspace.upper import shown
 
 _MOST_NAMED = 20
-# Told when a training stage ran, in seconds of the monotonic clock: start, end.
-Trained = Callable[[float, float], None]
 
 
 def measure(bench: Bench, candidate: Candidate, *, seed: int, run: RunDirectory, into: Measurement) -> None:
     """Train and evaluate; fills `into` step by step, so that an interruption loses nothing seen so far.
 
-    Where the bench has slots, it waits for one with everything ready that can be.
+    Where the bench has slots, it waits for one with its sandbox made, if there are processors for that one too.
     """
-    bench.layers.layers(candidate.commit, without=bench.settings.heldout)
-    if bench.slots is None:
-        _measure(bench, candidate, seed, run, into, lambda started, ended: None)
-        return
-    with bench.slots.take() as slot:
-        _measure(bench, candidate, seed, run, into, slot.trained)
-        into.gap_s = slot.gap_s
+    with turn(bench.slots) as waiting:
+        _measure(bench, candidate, seed, run, into, waiting)
+        into.gap_s = waiting.gap_s
 
 
-def _measure(
-    bench: Bench, candidate: Candidate, seed: int, run: RunDirectory, into: Measurement, trained: Trained
-) -> None:
-    _train(bench, candidate, seed, run, into, trained)
+def _measure(bench: Bench, candidate: Candidate, seed: int, run: RunDirectory, into: Measurement, turn: Turn) -> None:
+    _train(bench, candidate, seed, run, into, turn)
     assert into.train is not None  # noqa: S101 - just run
     into.tests_failed = reported.tests_may_fail(bench, into)
     if not into.ended_well or into.tampered:
@@ -70,9 +62,7 @@ def _measure(
         into.remark("conflict", f"the run printed {name} {said:.6g}, the evaluation found {into.value:.6g}")
 
 
-def _train(
-    bench: Bench, candidate: Candidate, seed: int, run: RunDirectory, into: Measurement, trained: Trained
-) -> None:
+def _train(bench: Bench, candidate: Candidate, seed: int, run: RunDirectory, into: Measurement, turn: Turn) -> None:
     settings = bench.settings
     began = time.monotonic()
     stack = bench.layers.layers(candidate.commit, without=settings.heldout).paths
@@ -83,7 +73,17 @@ def _train(
     into.evaluator_changed = verified.changed_files(bench.objects, candidate.base, stack, verifying)
     into.artifact_directory = Path(tempfile.mkdtemp(prefix="artifacts-", dir=run.scratch))
     into.artifact_directory.chmod(0o755)
-    cores = Cores.take(settings.policy.limits.cpus) if settings.project.measurement.pin else Cores((), [])
+    cores = _cores(settings, turn)
+    before = hygiene.read()
+
+    def go() -> None:
+        """The sandbox is there: its turn, then the clocks."""
+        nonlocal before
+        turn.wait()
+        before = hygiene.read()
+        if tap is not None:
+            tap.start()
+
     try:
         plan = StagePlan(
             stage=Stage.TRAIN,
@@ -105,17 +105,15 @@ def _train(
             memory_nodes=cores.memory_nodes,
             egress=Allowlist.of(settings.policy),
         )
-        into.setup_s += time.monotonic() - began
-        before = hygiene.read()
+        into.setup_s += time.monotonic() - began - turn.waited_s
         labels = run.labels(bench.longest_s)
-        if tap is not None:
-            tap.start()
         end = tap.end if tap is not None else None
         with run_stage(
-            bench.engine, plan, experiment=run.id, scratch=run.scratch, labels=labels, listener=bench.listener, end=end
-        ) as stage:
-            ended = time.monotonic()
-            trained(ended - stage.outcome.wall_s, ended)
+            bench.engine, plan, experiment=run.id, scratch=run.scratch, labels=labels, listener=bench.listener,
+            end=end, go=go,
+        ) as stage:  # fmt: skip
+            cores.release()  # before the next training looks for some
+            turn.trained(stage.began, stage.began + stage.outcome.wall_s)
             steps.reached("trained")
             own = stage.outcome.usage.cpu_s
             into.conditions = hygiene.conditions(
@@ -139,6 +137,17 @@ def _train(
     into.disturbed = hygiene.disturbances(into.conditions, settings.project.measurement)
     for line in into.disturbed:
         into.remark("disturbed", line)
+
+
+def _cores(settings: Settings, turn: Turn) -> Cores:
+    """Processors for the training. Too few while another one trains: its sandbox is then made when its turn comes."""
+    if not settings.project.measurement.pin:
+        return Cores((), [])
+    cores = Cores.take(settings.policy.limits.cpus)
+    if cores.numbers:
+        return cores
+    turn.wait()
+    return Cores.take(settings.policy.limits.cpus)
 
 
 def _tap(bench: Bench, run: RunDirectory) -> DataTap | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 
 class Slot:
@@ -60,3 +60,33 @@ class Slots:
         """A training stage has ended at `at`."""
         with self._lock:
             self._ends.append(at)
+
+
+class Turn:
+    """One measurement's turn to train: waited for as late as can be, and kept until the measurement ends."""
+
+    def __init__(self, slots: Slots | None, held: ExitStack) -> None:
+        self._slots, self._held = slots, held
+        self._slot: Slot | None = None
+
+    def wait(self) -> None:
+        """Return when it has come; at once where nobody takes turns, or where it came before."""
+        if self._slots is not None and self._slot is None:
+            self._slot = self._held.enter_context(self._slots.take())
+
+    def trained(self, started: float, ended: float) -> None:
+        """The training ran from `started` to `ended` (monotonic clock)."""
+        if self._slot is not None:
+            self._slot.trained(started, ended)
+
+    @property
+    def gap_s(self) -> float | None:
+        """Seconds in which nothing trained in this slot before this training; None for the first one."""
+        return self._slot.gap_s if self._slot is not None else None
+
+
+@contextmanager
+def turn(slots: Slots | None) -> Iterator[Turn]:
+    """A turn that is given back at the end."""
+    with ExitStack() as held:
+        yield Turn(slots, held)

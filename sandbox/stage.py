@@ -6,7 +6,7 @@ import hashlib
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,13 +47,14 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class StageRun:
-    """A stage that ended, with its sandbox still there to be read."""
+    """A stage that ended, with its sandbox still there to be read. `began`: its command's start, monotonic clock."""
 
     record: StageRecord
     outcome: Outcome
     metrics: Metrics
     sandbox: Sandbox
     setup_s: float
+    began: float
 
 
 class _Watcher:
@@ -103,15 +104,16 @@ def run_stage(
     labels: Mapping[str, str],
     listener: Listener,
     end: threading.Event | None = None,
+    go: Callable[[], None] = lambda: None,
 ) -> Iterator[StageRun]:
     """Run `plan` in a fresh sandbox and yield while its workspace can still be read; then all is removed.
 
+    `go` is called when the sandbox is made, and may wait: the command starts when it returns.
     Soon after `end` is set it is ended; its reason is then `interrupted`. Raises MachineError when the engine
     fails, StateError when the log cannot be written.
     """
     directory = state.make_private(scratch / plan.stage.value)
     began = time.monotonic()
-    started_at = utc_now()
     watcher = _Watcher(plan, listener, end)
     try:
         with ExitStack() as stack:
@@ -120,8 +122,10 @@ def run_stage(
                 inside.certificates(proxy.directory)
             spec = _specification(plan, experiment, directory, labels, proxy)
             sandbox = stack.enter_context(engine.sandbox(spec))
-            listener.stage_started(plan.stage, plan.limit_s)
             created = time.monotonic()
+            go()
+            listener.stage_started(plan.stage, plan.limit_s)
+            started_at, started = utc_now(), time.monotonic()
             try:
                 outcome = sandbox.run(watcher)
             finally:
@@ -139,7 +143,7 @@ def run_stage(
                 egress=proxy.report() if proxy is not None else None,
             )
             setup = created - began + outcome.start_s
-            yield StageRun(record, outcome, watcher.reader.close(), sandbox, setup)
+            yield StageRun(record, outcome, watcher.reader.close(), sandbox, setup, started + outcome.start_s)
     finally:
         if directory.exists():
             shutil.rmtree(directory, ignore_errors=True)
