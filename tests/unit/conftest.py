@@ -114,7 +114,7 @@ def make_repo(tmp_path: Path) -> MakeRepository:
 
 @pytest.fixture
 def fake_loop(make_repo: MakeRepository, tmp_path: Path) -> Callable[..., Any]:
-    """`fake_loop(rule="greedy", noise=0.0, config="")`: a repository, an empty queue, and the loop over both (fake_loop.py)."""
+    """`fake_loop(rule="greedy", noise=0.0, config="")`: a repository, an empty queue, and the loop over both."""
 
     def make(*, rule: str = "greedy", noise: float = 0.0, name: str = "repo", config: str = "") -> Any:
         text = _fake_loop.CONFIG.format(rule=rule) + config
