@@ -1,10 +1,11 @@
 """Simulate the decision rules: how often luck is promoted, how often an improvement is found, what it costs.
 
-    python benchmarks/decision.py [--campaigns 400] [--edits 200] [--seed 1]
+    python benchmarks/decision.py [--campaigns 400] [--edits 200] [--seed 1] [--known]
 
 Unit: sigma, the standard deviation of one run. A campaign is `--edits` candidates, one after the other, against
 one champion. In the mixed campaign 2% of the edits are better by 3 sigma, 8% by 1 sigma, 40% worse by 1 sigma and
-the rest are null. A promotion is false when the edit is truly no better than the champion it replaced. The same
+the rest are null. With `--known`, sigma and the first champion's mean are taken as known instead of calibrated by
+8 runs, as a design study would: what differs between the two tables is what the calibration costs. A promotion is false when the edit is truly no better than the champion it replaced. The same
 looks, constants and formulas as in arsandbox.sandbox.decision, vectorised over campaigns.
 """
 
@@ -41,7 +42,9 @@ class Row:
     power_4: float
 
 
-def tested(effect: Array, design: Design, sigma: Array, rng: np.random.Generator) -> tuple[Array, Array, Array]:
+def tested(
+    effect: Array, design: Design, sigma: Array, calibrated: float, rng: np.random.Generator
+) -> tuple[Array, Array, Array]:
     """(promoted, pairs used, mean of the candidate's runs relative to the champion's true value)."""
     n_all, most = effect.shape[0], design.looks[-1]
     champion = rng.standard_normal((n_all, most))
@@ -52,8 +55,8 @@ def tested(effect: Array, design: Design, sigma: Array, rng: np.random.Generator
         ours, theirs = candidate[:, :look], champion[:, :look]
         gain = ours.mean(1) - theirs.mean(1)
         own, other = ours.var(1, ddof=1), theirs.var(1, ddof=1)
-        df = 2.0 * (look - 1) + CALIBRATION_RUNS - 1
-        pooled = ((look - 1) * (own + other) + (CALIBRATION_RUNS - 1) * sigma**2) / df
+        df = 2.0 * (look - 1) + calibrated
+        pooled = ((look - 1) * (own + other) + calibrated * sigma**2) / df
         error = np.maximum(np.sqrt(pooled), sigma) * np.sqrt(2 / look)
         a, b = own / look, np.maximum(other, sigma**2) / look
         unstable = np.sqrt(own) > UNSTABLE_SIGMAS * sigma
@@ -67,11 +70,13 @@ def tested(effect: Array, design: Design, sigma: Array, rng: np.random.Generator
     return promoted, pairs, mean
 
 
-def campaign(rule: str, effects: Array, rng: np.random.Generator) -> tuple[Array, Array, Array, Array]:
+def campaign(rule: str, effects: Array, rng: np.random.Generator, exact: bool) -> tuple[Array, Array, Array, Array]:
     """(promotions, false ones, runs beyond one an edit, inflation at the end), a value a campaign."""
     many, edits = effects.shape
     calibration = rng.standard_normal((many, CALIBRATION_RUNS))
-    sigma, known = calibration.std(1, ddof=1), calibration.mean(1)
+    sigma, known, calibrated = calibration.std(1, ddof=1), calibration.mean(1), CALIBRATION_RUNS - 1.0
+    if exact:
+        sigma, known, calibrated = np.ones(many), np.zeros(many), 1e9
     truth, promotions, false, extra = np.zeros(many), np.zeros(many), np.zeros(many), np.zeros(many)
     if rule in ("greedy", "min-delta"):
         known = calibration[:, 0]
@@ -82,7 +87,7 @@ def campaign(rule: str, effects: Array, rng: np.random.Generator) -> tuple[Array
         wins, new = value - known > needed, value
         if rule in DESIGNS:
             chosen = np.flatnonzero(wins)
-            promoted, pairs, mean = tested(effect[chosen], DESIGNS[rule], sigma[chosen], rng)
+            promoted, pairs, mean = tested(effect[chosen], DESIGNS[rule], sigma[chosen], calibrated, rng)
             extra[chosen] += 2 * pairs
             wins = np.zeros(many, bool)
             wins[chosen] = promoted
@@ -95,21 +100,21 @@ def campaign(rule: str, effects: Array, rng: np.random.Generator) -> tuple[Array
     return promotions, false, extra, known - truth
 
 
-def power(rule: str, effect: float, many: int, rng: np.random.Generator) -> float:
+def power(rule: str, effect: float, many: int, rng: np.random.Generator, known: bool) -> float:
     """The share of edits better by `effect` sigma that are promoted, the screening run included."""
-    promotions, _, _, _ = campaign(rule, np.full((many, 1), effect), rng)
+    promotions, _, _, _ = campaign(rule, np.full((many, 1), effect), rng, known)
     return float(promotions.mean())
 
 
-def simulate(campaigns: int, edits: int, seed: int) -> list[Row]:
+def simulate(campaigns: int, edits: int, seed: int, known: bool) -> list[Row]:
     """The table."""
     rows = []
     for number, rule in enumerate(RULES):
         rng = np.random.default_rng((seed, number))
         mixed = rng.choice(EFFECTS, size=(campaigns, edits), p=SHARES)
-        promotions, false, extra, inflation = campaign(rule, mixed, rng)
-        null, _, _, _ = campaign(rule, np.zeros((campaigns, edits)), rng)
-        powers = [power(rule, effect, 20 * campaigns, rng) for effect in (2.0, 3.0, 4.0)]
+        promotions, false, extra, inflation = campaign(rule, mixed, rng, known)
+        null, _, _, _ = campaign(rule, np.zeros((campaigns, edits)), rng, known)
+        powers = [power(rule, effect, 20 * campaigns, rng, known) for effect in (2.0, 3.0, 4.0)]
         rows.append(
             Row(
                 rule=rule,
@@ -131,9 +136,10 @@ def main() -> None:
     parser.add_argument("--campaigns", type=int, default=400)
     parser.add_argument("--edits", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--known", action="store_true", help="sigma and the champion's mean are known, not calibrated")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    rows = simulate(options.campaigns, options.edits, options.seed)
+    rows = simulate(options.campaigns, options.edits, options.seed, options.known)
     if options.json:
         print(json.dumps([asdict(row) for row in rows]))
         return

@@ -27,11 +27,14 @@ class Slots:
     """`count` measurements at a time.
 
     `overlap` lets the next training begin while the artifacts of the one before are still evaluated:
-    only right where that takes no processor from it. `stop` is asked while waiting, and may raise.
+    only right where that takes no processor from it. `ahead`: a sandbox is made before its turn, not in it.
+    `stop` is asked while waiting, and may raise.
     """
 
-    def __init__(self, count: int, *, overlap: bool, stop: Callable[[], None] = lambda: None) -> None:
-        self.overlap = overlap
+    def __init__(
+        self, count: int, *, overlap: bool, ahead: bool = True, stop: Callable[[], None] = lambda: None
+    ) -> None:
+        self.overlap, self.ahead = overlap, ahead
         self._free = threading.Semaphore(count)
         self._stop = stop
         self._ends: list[float] = []
@@ -68,6 +71,8 @@ class Turn:
     def __init__(self, slots: Slots | None, held: ExitStack) -> None:
         self._slots, self._held = slots, held
         self._slot: Slot | None = None
+        if slots is not None and not slots.ahead:
+            self.wait()
 
     def wait(self) -> None:
         """Return when it has come; at once where nobody takes turns, or where it came before."""

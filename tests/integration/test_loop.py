@@ -18,8 +18,9 @@ NOISE = "    import random\n    ANSWER += random.Random(int(os.environ['ARSANDBO
 
 
 def noisy(answer: float, comment: str = "") -> str:
-    text = TRAIN.replace("ANSWER = 10.0", f"ANSWER = {answer}{comment}")
-    return text.replace("    write(ANSWER)", f"{NOISE}    write(ANSWER)")
+    """A train.py whose answer spreads; the comment stands at its end, where no other edit is near."""
+    text = TRAIN.replace("ANSWER = 10.0", f"ANSWER = {answer}")
+    return text.replace("    write(ANSWER)", f"{NOISE}    write(ANSWER)") + comment
 
 
 def queue(task: Any, tmp_path: Path, texts: dict[str, str]) -> Path:
@@ -52,11 +53,11 @@ def check_whole(task: Any) -> None:
 def test_a_queue_with_one_true_improvement_promotes_exactly_that_one(project: Any, tmp_path: Path) -> None:
     task = project({"arsandbox.toml": CONFIRMING, "train.py": noisy(10.0)})
     texts = {
-        "1-comment": noisy(10.0, "  # only a comment"),
-        "2-other-comment": noisy(10.0, "  # another one"),
+        "1-comment": noisy(10.0, "# only a comment\n"),
+        "2-other-comment": noisy(10.0, "# another one\n"),
         "3-better": noisy(9.0),
         "4-crash": "raise SystemExit(3)\n",
-        "5-comment": noisy(10.0, "  # after the winner"),
+        "5-comment": noisy(10.0, "# after the winner\n"),
     }
     place = queue(task, tmp_path, texts)
     (place / "6-broken.patch").write_text("no diff at all\n")
