@@ -4,9 +4,10 @@
 
 Unit: sigma, the standard deviation of one run. A campaign is `--edits` candidates, one after the other, against
 one champion. In the mixed campaign 2% of the edits are better by 3 sigma, 8% by 1 sigma, 40% worse by 1 sigma and
-the rest are null. With `--known`, sigma and the first champion's mean are taken as known instead of calibrated by
-8 runs, as a design study would: what differs between the two tables is what the calibration costs. A promotion is false when the edit is truly no better than the champion it replaced. The same
-looks, constants and formulas as in arsandbox.sandbox.decision, vectorised over campaigns.
+the rest are null. A promotion is false when the edit is truly no better than the champion it replaced. The same
+looks, constants and formulas as in arsandbox.sandbox.decision, vectorised over campaigns. With `--known`, sigma and
+the first champion's mean are taken as known instead of calibrated by 8 runs, as a design study would: what differs
+between the two tables is what calibrating costs.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -71,13 +72,16 @@ class Turn:
     def __init__(self, slots: Slots | None, held: ExitStack) -> None:
         self._slots, self._held = slots, held
         self._slot: Slot | None = None
+        self.waited_s = 0.0
         if slots is not None and not slots.ahead:
             self.wait()
 
     def wait(self) -> None:
         """Return when it has come; at once where nobody takes turns, or where it came before."""
         if self._slots is not None and self._slot is None:
+            began = time.monotonic()
             self._slot = self._held.enter_context(self._slots.take())
+            self.waited_s += time.monotonic() - began
 
     def trained(self, started: float, ended: float) -> None:
         """The training ran from `started` to `ended` (monotonic clock)."""
