@@ -47,6 +47,7 @@ command = ["sh", "-c", "sleep {seconds}; mkdir -p out; cp src.txt out/"]
 editable = ["src.txt"]
 [metric]
 name = "loss"
+source = "evaluate"
 [evaluate]
 command = ["sh", "-c", "sleep {evaluate}; echo METRIC loss=1.0"]
 artifacts = ["out/"]

@@ -77,14 +77,14 @@ def diff(experiment: Experiment, repo: Repo = Path()) -> None:
 def logs(
     experiment: Experiment,
     repo: Repo = Path(),
-    stage: Annotated[str, typer.Option(help="train or evaluate.")] = "train",
+    stage: Annotated[str, typer.Option(help="train, evaluate or propose.")] = "train",
     raw: Annotated[bool, typer.Option("--raw", help="Bytes as they were written, control sequences too.")] = False,
 ) -> None:
     """Print what a stage wrote to its output, control sequences stripped."""
     from arsandbox.sandbox.errors import UsageError
 
-    if stage not in ("train", "evaluate"):
-        raise UsageError(f"--stage {stage!r}: must be train or evaluate")
+    if stage not in ("train", "evaluate", "propose"):
+        raise UsageError(f"--stage {stage!r}: must be train, evaluate or propose")
     with _ledger(repo) as (ledger, state):
         record = ledger.get(experiment)
     _print_file(state / "experiments" / record.id / f"{stage}.log", raw=raw)

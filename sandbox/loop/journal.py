@@ -26,7 +26,10 @@ class Identity(Model):
 
 
 class Entry(Model):
-    """One round's proposal, as it was made against `champion`; `verdict` where there is nothing to run."""
+    """One round's proposal, as it was made against `champion`; `verdict` where there is nothing to run.
+
+    `log` is what the proposer said, where it was kept.
+    """
 
     number: int
     champion: str
@@ -35,6 +38,7 @@ class Entry(Model):
     findings: tuple[Finding, ...] = ()
     verdict: Verdict | None = None
     reason: str = ""
+    log: str = ""
 
     @property
     def patch(self) -> bytes:

@@ -7,19 +7,21 @@ import secrets
 from collections.abc import Callable
 from typing import Protocol
 
+from arsandbox.sandbox import noise
 from arsandbox.sandbox.engines.port import Engine
 from arsandbox.sandbox.events import Listener
+from arsandbox.sandbox.ledger import Ledger
 from arsandbox.sandbox.loop.journal import Entry
 from arsandbox.sandbox.models import Record, Verdict
 from arsandbox.sandbox.planning import Plan
-from arsandbox.sandbox.proposers.port import Brief, Failure, Proposal, ProposerContext, ProposerSpec, open_proposer
+from arsandbox.sandbox.proposers.brief import make_brief
+from arsandbox.sandbox.proposers.port import Brief, Proposal, ProposerContext, ProposerSpec, open_proposer
 from arsandbox.sandbox.run_directory import run_directory
-from arsandbox.sandbox.stage import last_line
 from arsandbox.sandbox.state import printable
 from arsandbox.sandbox.workspace.layers import LayerStore
 
-_MOST_RECORDS, _MOST_FAILURES, _PROGRAM_BYTES = 50, 5, 64 * 1024
-_WORKED = {Verdict.KEEP, Verdict.DISCARD, Verdict.PENDING, Verdict.BASELINE, Verdict.MEASURED, Verdict.INTERRUPTED}
+# Records among which a brief finds what it tells: the latest ones, confirming runs included.
+_LOOKED_THROUGH = 500
 
 
 class Trusting(Protocol):
@@ -66,27 +68,22 @@ class Desk:
         """The proposer's name."""
         return self._proposer.name
 
-    def propose(self, number: int, champion: str, records: list[Record]) -> Entry | None:
+    def propose(self, number: int, champion: str) -> Entry | None:
         """The proposal of round `number`, None when there is no more. Raises ArsandboxError."""
-        proposal = self._proposer.propose(self._brief(number, champion, records))
+        proposal = self._proposer.propose(self._brief(number, champion))
         return None if proposal is None else _entry(number, champion, proposal)
 
-    def _brief(self, number: int, champion: str, records: list[Record]) -> Brief:
-        program = self._start.repository.objects.read(f"{champion}:program.md") or b""
-        shown = [r for r in records if r.part is None and r.verdict is not Verdict.INTERRUPTED][-_MOST_RECORDS:]
-        failed = [r for r in shown if r.verdict not in _WORKED][-_MOST_FAILURES:]
-        return Brief(
-            round=number,
-            champion=champion,
-            records=tuple(reversed(shown)),
-            program=program[:_PROGRAM_BYTES].decode("utf-8", "replace"),
-            failures=tuple(self._failure(record) for record in reversed(failed)),
-            seed=secrets.randbits(31),
-        )
-
-    def _failure(self, record: Record) -> Failure:
-        log = self._start.repository.state / "experiments" / record.id / "train.log"
-        return Failure(experiment=record.id, verdict=record.verdict, reason=record.reason, tail=last_line(log))
+    def _brief(self, number: int, champion: str) -> Brief:
+        repository = self._start.repository
+        with Ledger.open(repository.state) as ledger:
+            latest = [record for record in ledger.latest(_LOOKED_THROUGH) if record.branch == self._start.branch]
+            shown = [r for r in latest if r.part is None and r.verdict is not Verdict.INTERRUPTED]
+            setup = next((record.setup_sha256 for record in shown if record.setup_sha256), "")
+            spread = noise.noise_of(ledger, setup) if setup and self._start.settings.rule.design else None
+        return make_brief(
+            number, champion, shown, objects=repository.objects, experiments=repository.state / "experiments",
+            seed=secrets.randbits(31), sigma=spread.sigma if spread else None,
+        )  # fmt: skip
 
 
 def _entry(number: int, champion: str, proposal: Proposal) -> Entry:
@@ -98,4 +95,5 @@ def _entry(number: int, champion: str, proposal: Proposal) -> Entry:
         findings=proposal.findings,
         verdict=proposal.verdict,
         reason=proposal.reason if proposal.verdict is not None else "",
+        log=str(proposal.log or ""),
     )

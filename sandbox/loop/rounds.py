@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from arsandbox.sandbox.ledger import Ledger
 from arsandbox.sandbox.loop.journal import Entry, Identity
 from arsandbox.sandbox.models import ImageRef, Record, Round, Verdict
 from arsandbox.sandbox.planning import Plan, Request, plan, plan_of
+from arsandbox.sandbox.proposers.command import LOG_NAME
 from arsandbox.sandbox.repository import Repository
 from arsandbox.sandbox.settings import Options
 from arsandbox.sandbox.slots import Slots
@@ -54,14 +56,22 @@ def play(course: Course, entry: Entry, proposer: str, listener: Listener) -> Rec
     if pending is None:
         what = _plan(course, entry, place)
         if entry.verdict is not None:
-            return experiment.without_run(what, entry.verdict, entry.reason, entry.findings, course.engine, listener)
-        record = experiment.run(what, course.engine, listener, recovering=False)
+            record = experiment.without_run(what, entry.verdict, entry.reason, entry.findings, course.engine, listener)
+            return _with_log(repository, record, entry)
+        record = _with_log(repository, experiment.run(what, course.engine, listener, recovering=False), entry)
         if record.verdict is not Verdict.PENDING:
             return record
         pending = record
     else:
         what = replace(plan_of(repository, pending, course.options), round=place, slots=course.slots)
     return confirmation.confirm(what, pending, course.engine, listener, recovering=False)
+
+
+def _with_log(repository: Repository, record: Record, entry: Entry) -> Record:
+    """Keep what the proposer said beside the record; `arsandbox logs --stage propose` shows it."""
+    if entry.log and Path(entry.log).is_file():
+        shutil.copyfile(entry.log, repository.state / "experiments" / record.id / LOG_NAME)
+    return record
 
 
 def _plan(course: Course, entry: Entry, place: Round) -> Plan:

@@ -182,7 +182,7 @@ class _Loop:
                     self._listener.note(f"the loop ends: {why}")
                 self._ending.soon.set()
                 return None
-            entry = desk.propose(begun + 1, self._start.champion_now().commit, records)
+            entry = desk.propose(begun + 1, self._start.champion_now().commit)
             if entry is None:
                 self._listener.note("the loop ends: nothing more is proposed")
                 self._ending.soon.set()

@@ -6,6 +6,7 @@ Everything in it may hold text that untrusted code wrote: it is marked as data, 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -36,15 +37,26 @@ failures/     the end of the logs of the latest failures; each line of output be
 
 
 def make_brief(
-    number: int, champion: str, records: Sequence[Record], *, objects: ObjectStore, experiments: Path, seed: int
+    number: int,
+    champion: str,
+    records: Sequence[Record],
+    *,
+    objects: ObjectStore,
+    experiments: Path,
+    seed: int,
+    sigma: float | None = None,
 ) -> Brief:
-    """The brief of round `number`; `records` newest first, `experiments` holds each one's kept files."""
+    """The brief of round `number`; `records` newest first, `experiments` holds each one's kept files.
+
+    `sigma` is the metric's calibrated spread, where it is known: values are told to half of it, so that nobody
+    can search for luck below the noise.
+    """
     program = objects.read(f"{champion}:{PROGRAM}") or b""
     failed = [record for record in records if record.verdict.value in _FAILED][:MOST_FAILURES]
     return Brief(
         round=number,
         champion=champion,
-        records=tuple(records[:MOST_RECORDS]),
+        records=tuple(_rounded(record, sigma) for record in records[:MOST_RECORDS]),
         program=cleaned(program[:_PROGRAM_BYTES].decode("utf-8", "replace")),
         failures=tuple(_failure(record, experiments / record.id) for record in failed),
         seed=seed,
@@ -108,6 +120,34 @@ def message(brief: Brief, settings: Settings) -> str:
     )
 
 
+def _rounded(record: Record, sigma: float | None) -> Record:
+    """`record` with the values that it shows rounded to sigma/2, and a reason that says no more than they do."""
+    value = record.metric.value
+    if not sigma or value is None:
+        return record
+    metric = record.metric.model_copy(update={"value": _to_step(value, sigma / 2)})
+    words = f"{metric.name} {metric.value:.12g}"
+    baseline = record.baseline
+    if baseline is not None:
+        baseline = baseline.model_copy(update={"value": _to_step(baseline.value, sigma / 2)})
+        words += f" against the champion's {baseline.value:.12g}"
+    return record.model_copy(
+        update={
+            "metric": metric,
+            "metrics": {},
+            "self_reported": {},
+            "baseline": baseline,
+            "decision": None,
+            "reason": f"{record.verdict.value}: {words}, to half of the noise",
+        }
+    )
+
+
+def _to_step(value: float, step: float) -> float:
+    """`value` as a multiple of `step`, with no more digits than that takes."""
+    return round(round(value / step) * step, max(0, 2 - math.floor(math.log10(step))))
+
+
 def _write_champion(folder: Path, champion: str, objects: ObjectStore, settings: Settings) -> None:
     folder.mkdir()
     left = _CHAMPION_BYTES
@@ -127,7 +167,7 @@ def _write_champion(folder: Path, champion: str, objects: ObjectStore, settings:
 
 
 def _failure(record: Record, kept: Path) -> Failure:
-    logs = [text for name in ("train.log", "evaluate.log", "propose.log") if (text := tail(kept / name))]
+    logs = [text for name in ("propose.log", "train.log", "evaluate.log") if (text := tail(kept / name))]
     return Failure(
         experiment=record.id, verdict=record.verdict, reason=record.reason, tail=logs[-1] if logs else "(no output)"
     )

@@ -84,6 +84,7 @@ class FakeLoop:
     noise: float = 0.0
     listener: Silent = field(default_factory=Silent)
     tag: str = "t"
+    propose: str = ""
     # Called in each sandbox's run, with its number from 1.
     running: Callable[[int], None] = lambda number: None
 
@@ -109,7 +110,7 @@ class FakeLoop:
         engine = engine or self.engine()
         options = Options(tag=self.tag, accept_self_reported=True)
         asked = Order(
-            self.made.path, f"patches:{self.queue}", options, bounds or Bounds(), resume=resume, **order
+            self.made.path, self.propose or f"patches:{self.queue}", options, bounds or Bounds(), resume=resume, **order
         )  # fmt: skip
         return list(loop(asked, engine, engine.find_image, self.listener))
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import statistics
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
-from arsandbox_fake_loop import FakeLoop, train
+from arsandbox_fake_loop import FakeLoop, play, train
 
-from arsandbox.sandbox.models import Verdict
+from arsandbox.sandbox.engines.fake import FakeEngine, Script
+from arsandbox.sandbox.engines.port import SandboxSpec
+from arsandbox.sandbox.loop.bounds import Bounds
+from arsandbox.sandbox.models import Stage, Verdict
 
 MakeLoop = Callable[..., FakeLoop]
 FREE = "[measurement]\npin = false\n"
@@ -71,3 +77,46 @@ def test_as_many_train_at_a_time_as_asked_for_and_no_more(parallel: int, fake_lo
     assert sorted(ends) == [str(n) for n in range(1, 9)]
     assert {name for name, record in ends.items() if record.promotion} == {"8"}
     made.check(over=True)
+
+
+@pytest.mark.parametrize("rule", ["greedy", "confirm"])
+def test_a_command_is_told_cleaned_tails_and_values_no_finer_than_the_noise(rule: str, fake_loop: MakeLoop) -> None:
+    made = fake_loop(rule=rule, noise=0.1)
+    briefs: list[dict[str, str]] = []
+    trained = play(0.1)
+
+    def run(spec: SandboxSpec) -> Script:
+        if spec.stage is Stage.TRAIN:
+            found = trained(spec)
+            return found if found.exit_code == 0 else found.model_copy(update={"output": b"one\ntwo\x1b[31m\nthree\n"})
+        folder = next(mount.source for mount in spec.mounts if mount.target == "/run/arsandbox-brief")
+        briefs.append({str(f.relative_to(folder)): f.read_text() for f in Path(folder).rglob("*") if f.is_file()})
+        number = len(briefs)
+        if number == 2:
+            return Script(output=b"no model answers\n", exit_code=7)
+        text = train(extra=1.0 + number) if number != 3 else train(middle="raise SystemExit(1)")
+        return Script(output=b"DESCRIPTION: try %d\n" % number, files={"train.py": text.encode()})
+
+    made.propose = "command:agent"
+    rounds = made.rounds(engine=FakeEngine(run, isolation="container"), bounds=Bounds(count=6))
+    by_number = {record.round.number: record for record in rounds if record.round}
+    assert [by_number[n].verdict.value for n in range(1, 7)] == [
+        "discard", "crash", "crash", "discard", "discard", "discard",
+    ]  # fmt: skip
+    assert by_number[2].reason.endswith("no model answers") and by_number[1].description == "command: try 1"
+    last = briefs[-1]
+    tails = [text.splitlines()[1:] for name, text in last.items() if name.startswith("failures/")]
+    assert sorted(tails) == [["| no model answers"], ["| one", "| two", "| three"]]
+    results = json.loads(last["results.json"])
+    assert {"baseline", "discard", "crash"} <= {row["verdict"] for row in results}
+    values = [row["value"] for row in results if row["value"] is not None]
+    exact = [record.metric.value for record in made.records() if record.part is None]
+    if rule == "greedy":
+        assert set(values) <= set(exact)
+        return
+    drawn = [r.metric.value for r in made.records() if r.part and r.part.role == "calibration"]
+    base = next(r.metric.value for r in made.records() if r.verdict is Verdict.BASELINE)
+    step = statistics.stdev([base, *drawn]) / 2
+    assert all(abs(value - round(value / step) * step) < step / 50 for value in values)
+    told = "".join(last.values())
+    assert not any(f"{value:.6g}" in told for value in exact if value is not None)
