@@ -195,6 +195,15 @@ class Ledger:
         query = "SELECT 1 FROM records WHERE id = ? UNION ALL SELECT 1 FROM open_experiments WHERE id = ?"
         return any(self._rows(query, experiment, experiment))
 
+    def engine_of(self, experiment: str) -> str | None:
+        """The name of the engine that runs or ran `experiment`; None for one that is neither recorded nor announced."""
+        query = (
+            "SELECT json_extract(document, '$.engine.name') FROM records WHERE id = ?"
+            " UNION ALL SELECT json_extract(draft, '$.engine.name') FROM open_experiments WHERE id = ?"
+        )
+        row = next(self._rows(query, experiment, experiment), None)
+        return str(row[0]) if row else None
+
     def latest(self, count: int | None = None) -> list[Record]:
         """The last `count` records (all for None), most recent first."""
         query = "SELECT document FROM records ORDER BY sequence DESC LIMIT ?"

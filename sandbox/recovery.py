@@ -15,7 +15,8 @@ from pathlib import Path
 
 from arsandbox.sandbox import host, promotion, state
 from arsandbox.sandbox.engines.port import Engine
-from arsandbox.sandbox.errors import ArsandboxError
+from arsandbox.sandbox.engines.registry import names, open_engine
+from arsandbox.sandbox.errors import ArsandboxError, MachineError, UsageError
 from arsandbox.sandbox.ledger import Ledger
 from arsandbox.sandbox.models import Record, utc_now
 from arsandbox.sandbox.repository import Repository
@@ -35,10 +36,7 @@ def recover(repository_state: Path, engine: Engine) -> list[str]:
         if lock is None:
             continue
         try:
-            done += engine.sweep({host.EXPERIMENT_LABEL: directory.name, host.HOME_LABEL: host.home_id()})
-            done += [f"mount {point}" for point in unmount_below(directory)]
-            done += _close_record(repository_state, directory.name)
-            done.append(_remove_run_of_the_dead(directory))
+            done += _clean_up(repository_state, directory, engine)
         finally:
             lock.close()
     with Ledger.open(repository_state) as ledger:
@@ -46,6 +44,23 @@ def recover(repository_state: Path, engine: Engine) -> list[str]:
             if not (runs / draft.id).exists():
                 done += _close_record(repository_state, draft.id)
     return done
+
+
+def _clean_up(repository_state: Path, directory: Path, engine: Engine) -> list[str]:
+    """The record first, for which no engine is needed; then the sandbox, on the engine that made it; then the rest."""
+    name = directory.name
+    with Ledger.open(repository_state) as ledger:
+        made_by = ledger.engine_of(name)
+    done = _close_record(repository_state, name)
+    if made_by is not None and made_by != engine.info().name:
+        try:
+            engine = open_engine(made_by)
+        except (MachineError, UsageError) as error:
+            # Its directory stays, and with it the reason to look again.
+            return [*done, f"experiment {name}: what it left on the engine {made_by} stays for now: {error.message}"]
+    done += engine.sweep({host.EXPERIMENT_LABEL: name, host.HOME_LABEL: host.home_id()})
+    done += [f"mount {point}" for point in unmount_below(directory)]
+    return [*done, _remove_run_of_the_dead(directory)]
 
 
 @contextmanager
@@ -83,22 +98,33 @@ def _remove_run_of_the_dead(directory: Path) -> str:
 
 
 def collect_garbage(engine: Engine) -> list[str]:
-    """`recover` for every repository, then whatever else on the engine bears the label of a dead run."""
+    """`recover` for every repository, then whatever else bears the label of a dead run, on every engine there is."""
     done: list[str] = []
     repositories = state.home() / "repos"
     known = sorted(repositories.iterdir()) if repositories.is_dir() else []
     for directory in known:
         done += recover(directory, engine)
-    labelled = engine.labelled(host.EXPERIMENT_LABEL)
-    # Looked up after the labels: what bears one had its run directory before that.
-    alive = {run.name for run in repositories.glob("*/runs/*")}
-    for experiment in sorted(labelled - alive):
-        done += engine.sweep({host.EXPERIMENT_LABEL: experiment, host.HOME_LABEL: host.home_id()})
+    for one in (engine, *_others(engine)):
+        labelled = one.labelled(host.EXPERIMENT_LABEL)
+        # Looked up after the labels: what bears one had its run directory before that.
+        alive = {run.name for run in repositories.glob("*/runs/*")}
+        for experiment in sorted(labelled - alive):
+            done += one.sweep({host.EXPERIMENT_LABEL: experiment, host.HOME_LABEL: host.home_id()})
     for directory in known:
         for left in (directory / "layers").glob("building-*"):
             with state.exclusive(directory / "layers" / "lock"):
                 shutil.rmtree(left, ignore_errors=True)
     return done
+
+
+def _others(engine: Engine) -> Iterator[Engine]:
+    """The installed engines that can be used here beside `engine`."""
+    for name in names():
+        if name != engine.info().name:
+            try:
+                yield open_engine(name)
+            except MachineError:
+                continue  # nothing can be asked of it, and its absence is no news to who asked for another
 
 
 def finish_promotion(ledger: Ledger, experiment: str) -> str | None:

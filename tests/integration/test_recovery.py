@@ -285,3 +285,23 @@ def test_a_repository_that_is_gone_does_not_stop_gc(project: Any, own_home: Path
     assert any("not promoted" in line for line in gc(own_home))
     assert gc(own_home) == []
     assert os.path.isdir(own_home)
+
+
+def test_what_another_engine_left(project: Any, own_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever comes next with the embedded engine removes Docker's leftovers; where Docker is away, they wait."""
+    from arsandbox.sandbox import recovery
+    from arsandbox.sandbox.engines.registry import open_engine
+
+    task, running, container = training(project, own_home)
+    killed(running)
+    run = next((own_home / "repos").glob("*/runs/*"))
+    assert run.name == container.labels["arsandbox.experiment"]
+    away = {"ARSANDBOX_HOME": str(own_home), "DOCKER_HOST": "unix:///nonexistent/docker.sock"}
+    for _ in range(2):
+        done = support.arsandbox("gc", "--engine", "embedded", "--json", env=away)
+        assert done.code == 0 and "left on the engine docker" in done.out, done
+    assert task.history()[-1]["verdict"] == "interrupted" and run.exists()
+    monkeypatch.setenv("ARSANDBOX_HOME", str(own_home))
+    recovery.recover(run.parents[1], open_engine("embedded"))
+    assert support.leftovers(own_home) == []
+    task.verify()
