@@ -12,6 +12,7 @@ from docker.types import LogConfig, Mount, Ulimit
 from arsandbox.policies.seccomp import docker_profile
 from arsandbox.sandbox.engines import init
 from arsandbox.sandbox.engines.port import SandboxSpec
+from arsandbox.sandbox.engines.variables import variables
 
 WORKSPACE = "/workspace"
 # The host's clock decides; process 1 ends the sandbox this much later where no controller lives.
@@ -66,27 +67,13 @@ def host_config(api: docker.APIClient, spec: SandboxSpec, *, volume: str, runtim
 
 def environment(spec: SandboxSpec, uid: int) -> dict[str, str]:
     """Every variable that the command gets; the image's own loader and GPU variables are overridden."""
-    threads = str(max(1, int(spec.limits.cpus)))
-    return {
-        "PATH": _PATH,
-        "HOME": "/tmp",  # noqa: S108 - the sandbox's own tmpfs
-        "USER": "sandbox",
-        "LOGNAME": "sandbox",
-        "LANG": "C.UTF-8",
-        "TMPDIR": "/tmp",  # noqa: S108
-        "PYTHONUNBUFFERED": "1",
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "OMP_NUM_THREADS": threads,
-        "OPENBLAS_NUM_THREADS": threads,
-        "MKL_NUM_THREADS": threads,
+    own = {
         "NVIDIA_VISIBLE_DEVICES": "void",
         "NVIDIA_DRIVER_CAPABILITIES": "",
         "LD_PRELOAD": "",
         "LD_LIBRARY_PATH": "",
-        "ARSANDBOX_STAGE": spec.stage.value,
-        "ARSANDBOX_UID": str(uid),
-        **spec.environment,
     }
+    return own | variables(spec, uid, path=_PATH)
 
 
 def create(api: docker.APIClient, spec: SandboxSpec, *, name: str, volume: str, uid: int, runtime: str) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from arsandbox.sandbox.engines.embedded.environment import VENV, PythonEnvironment
 from arsandbox.sandbox.engines.port import SandboxSpec
+from arsandbox.sandbox.engines.variables import variables
 
 WORKSPACE = "/workspace"
 _LINKS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
@@ -67,25 +68,8 @@ def closing(spec: SandboxSpec, seen: Callable[[Path], str]) -> list[str]:
 
 def environment(spec: SandboxSpec, python: PythonEnvironment, uid: int) -> dict[str, str]:
     """Every variable that the command gets."""
-    threads = str(max(1, int(spec.limits.cpus)))
-    return {
-        "PATH": f"{VENV}/bin:{python.prefix}/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
-        "HOME": "/tmp",  # noqa: S108 - the sandbox's own tmpfs
-        "USER": "sandbox",
-        "LOGNAME": "sandbox",
-        "LANG": "C.UTF-8",
-        "TMPDIR": "/tmp",  # noqa: S108
-        "PYTHONUNBUFFERED": "1",
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "OMP_NUM_THREADS": threads,
-        "OPENBLAS_NUM_THREADS": threads,
-        "MKL_NUM_THREADS": threads,
-        # Without these a library that was built for several processors may choose a wrong kernel.
-        **{name: os.environ[name] for name in ("OPENBLAS_CORETYPE",) if name in os.environ},
-        "ARSANDBOX_STAGE": spec.stage.value,
-        "ARSANDBOX_UID": str(uid),
-        **spec.environment,
-    }
+    path = f"{VENV}/bin:{python.prefix}/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
+    return variables(spec, uid, path=path)
 
 
 def set_variables(variables: dict[str, str]) -> list[str]:
