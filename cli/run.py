@@ -11,7 +11,14 @@ import typer
 from arsandbox.cli.options import EngineName, Experiment, Json, PolicyName, Repo, RuntimeName, image_finder, open_engine
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from arsandbox.sandbox.experiment import Plan
+    from arsandbox.sandbox.models import ImageRef
+
+
+_COMMAND_WIDTH = 60
+_NOT_BUILT = "sha256:" + "0" * 64
 
 
 def run(
@@ -84,14 +91,15 @@ def run(
     )
     listener = ProgressListener(quiet=json)
     request = experiment.Request(repo, options, base=base, patch=patch, commit=commit)
-    plan = experiment.plan(request, find_image=image_finder(engine))
     if dry_run:
+        plan = experiment.plan(request, find_image=_image_or_warning(engine))
         _say_plan(plan, as_json=json)
         if plan.refusals:
             # Not raised: with --json the plan, which holds the refusals, is the one document.
             sys.stderr.write(f"arsandbox: the patch would be refused: {printable(plan.refusals[0])}\n")
             return RefusedError.exit_code
         return 0
+    plan = experiment.plan(request, find_image=image_finder(engine))
     runner = open_engine(engine, runtime)
     record = experiment.run(plan, runner, listener)
     if confirm and record.verdict is Verdict.PENDING:
@@ -167,25 +175,51 @@ def _limits(cpus: float | None, memory: str | None, pids: int | None, disk: str 
     }
 
 
+def _image_or_warning(engine: str) -> Callable[[str], ImageRef]:
+    """For a dry run an image that is not built is no obstacle, but it is said."""
+    from arsandbox.sandbox.errors import MachineError
+    from arsandbox.sandbox.models import ImageRef
+
+    def find(name: str) -> ImageRef:
+        try:
+            return image_finder(engine)(name)
+        except MachineError as error:
+            sys.stderr.write(f"arsandbox: a real run would stop here: {error.message}\n  fix: {error.hint}\n")
+            return ImageRef(name=name, digest=_NOT_BUILT)
+
+    return find
+
+
 def _say_plan(plan: Plan, *, as_json: bool) -> None:
     import json
+    import shlex
+
+    from arsandbox.sandbox.rehearsal import rehearse
+    from arsandbox.sandbox.state import printable
 
     settings = plan.settings
-    facts = {
+    facts: dict[str, Any] = {
         "base": plan.base,
         "candidate_tree": plan.candidate.tree,
         "files": list(plan.candidate.patch.files),
         "refusals": list(plan.refusals),
         "branch": plan.branch,
         "champion": plan.champion.commit,
-        "image": plan.image.model_dump(),
+        "image": {"name": plan.image.name, "digest": None if plan.image.digest == _NOT_BUILT else plan.image.digest},
         "command": list(settings.project.command),
         "budget_s": settings.budget_s,
         "grace_s": settings.grace_s,
         "policy": settings.policy.model_dump(mode="json"),
+        "stages": [] if plan.refusals else rehearse(plan),
     }
     if as_json:
         sys.stdout.write(json.dumps(facts) + "\n")
         return
+    stages = facts.pop("stages")
     for name, value in facts.items():
         sys.stdout.write(f"{name:15} {value if isinstance(value, str | float) else json.dumps(value)}\n")
+    for stage in stages:
+        network = ", ".join(stage["network"]) or "no network"
+        command = printable(shlex.join(stage["command"]))
+        shown = command if len(command) <= _COMMAND_WIDTH else command[: _COMMAND_WIDTH - 1] + "…"
+        sys.stdout.write(f"{'stage':15} {stage['stage']:9} {shown} (at most {stage['deadline_s']:g}s, {network})\n")

@@ -276,10 +276,24 @@ def test_dry_run_runs_nothing(project: Any) -> None:
     assert plan["files"] == ["train.py"] and plan["refusals"] == []
     assert plan["branch"] == "arsandbox/t" and plan["champion"] == plan["base"] == fresh.git("rev-parse", "HEAD")
     assert plan["command"] == ["python", "train.py"] and plan["budget_s"] == 20
+    assert [stage["stage"] for stage in plan["stages"]] == ["train", "evaluate"]
+    assert plan["stages"][0]["command"] == plan["command"] and plan["stages"][0]["network"] == []
     text = fresh.run("--dry-run", "--patch", edit)
-    assert text.code == 0 and "candidate_tree" in text.out
+    assert text.code == 0 and "candidate_tree" in text.out and "python train.py (at most" in text.out
     assert fresh.history() == [] and set(fresh.branches()) == {"main"}
     assert not list(fresh.state().glob("experiments/*")) and support.leftovers() == []
+
+
+def test_a_dry_run_needs_neither_engine_nor_image(project: Any, tmp_path: Path) -> None:
+    """It says what is missing and goes on: the stages pass through the fake engine."""
+    fresh = project(home=tmp_path)
+    fresh.env |= {"DOCKER_HOST": "unix:///nonexistent/docker.sock"}
+    (tmp_path / "images.json").unlink(missing_ok=True)
+    done = fresh.run("--dry-run", "--json", "--patch", fresh.patch(answering(5)))
+    assert done.code == 0 and "arsandbox image build cpu" in done.err, done
+    assert done.record["image"] == {"name": "cpu", "digest": None}
+    assert [stage["stage"] for stage in done.record["stages"]] == ["train", "evaluate"]
+    assert not list(tmp_path.glob("rehearsal-*")) and not list(tmp_path.glob("repos/*/experiments"))
 
 
 def test_a_dry_run_that_would_be_refused(project: Any) -> None:

@@ -13,7 +13,7 @@ from typing import Any, get_args
 import pytest
 
 from arsandbox.policies.model import MIB, Limits
-from arsandbox.sandbox.engines.fake import Call, FakeEngine, Fault, Script, open_engine, scripted
+from arsandbox.sandbox.engines.fake import Call, FakeEngine, Fault, Script, ScriptFile, open_engine, scripted
 from arsandbox.sandbox.engines.port import Engine, SandboxSpec
 from arsandbox.sandbox.engines.registry import names
 from arsandbox.sandbox.engines.registry import open_engine as opened
@@ -211,3 +211,10 @@ def test_a_policy_refuses_an_engine_that_isolates_nothing(make_repo: Callable[..
     """Nobody may promote by `--engine fake` what never ran."""
     with pytest.raises(MachineError, match="offers 'none'"):
         _experiment(make_repo({"arsandbox.toml": CONFIG, "train.py": "print(1)\n"}), FakeEngine())
+
+
+def test_the_script_in_the_documentation_is_one() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "engines.md").read_text()
+    block = text.partition("```json\n")[2].partition("```")[0]
+    told = ScriptFile.model_validate_json(block)
+    assert told.isolation == "container" and set(told.stages) == {Stage.TRAIN, Stage.EVALUATE} and len(told.faults) == 1
