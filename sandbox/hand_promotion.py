@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 
-from arsandbox.sandbox import decision, noise, promoting
+from arsandbox.sandbox import decision, noise, promoting, sealed
 from arsandbox.sandbox.decision import Judgement
 from arsandbox.sandbox.errors import RefusedError, RepositoryError, UsageError
 from arsandbox.sandbox.ledger import Ledger
@@ -34,6 +34,9 @@ def promote(repository: Repository, record: Record, *, accept_self_reported: boo
         raise RefusedError(f"the patch is refused: {what.refusals[0]}")
     champion, rule = what.champion, what.settings.rule
     with Ledger.open(repository.state) as ledger, run_directory(repository.state) as place:
+        audit = sealed.refuted(ledger, record)
+        if audit is not None:
+            raise RefusedError(f"the audit {audit.id} of {record.id} ended as {audit.verdict.value}: {audit.reason}")
         measured = ledger.measured(repository.objects.tree_of(champion.commit), record.setup_sha256)
         if measured is None or measured.metric.value is None:
             raise RefusedError(

@@ -12,7 +12,7 @@ import secrets
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from arsandbox.sandbox import agreement, host, prepared, rebuild, reported, state
+from arsandbox.sandbox import agreement, host, prepared, rebuild, reported, sealed, state
 from arsandbox.sandbox.candidate import Candidate
 from arsandbox.sandbox.engines.port import Engine
 from arsandbox.sandbox.errors import ArsandboxError, Interrupted, MachineError, RefusedError, UsageError
@@ -160,16 +160,22 @@ class _Rerun:
                 f"the artifacts of {self._record.id} were not kept: only a baseline's and a winner's are",
                 hint=f"arsandbox run --audit, with the patch of {self._record.id}",
             )
-        sealed = f"{self._record.metric.name}.sealed"
-        before = next((r for r in self._ledger.latest() if self._same_release(r) and sealed in r.metrics), None)
+        before = sealed.scored(self._ledger, self._record)
         self._bench = replace(self._bench, audit=True, sealed=before is None)
         self._evaluate_again()
         if before is not None:
             self._seen.words.append(f"the sealed text was scored before, by {before.id}, and not again")
-
-    def _same_release(self, other: Record) -> bool:
-        record = self._record
-        return (other.candidate_tree, other.setup_sha256) == (record.candidate_tree, record.setup_sha256)
+        last = self._seen.last
+        found = before.metrics if before is not None else last.metrics if last is not None else {}
+        value = found.get(f"{self._record.metric.name}.sealed")
+        if value is None or last is None:
+            return
+        words, over_fitted = sealed.compare(self._ledger, self._record, value)
+        if words:
+            self._seen.words.append(words)
+        if over_fitted:
+            last.remark("over_fitted", words)
+            last.unknowable = words
 
     def _exact(self, *, decides: bool) -> None:
         """R1: the recorded seed must give the recorded artifacts; else, unless it decides, R2 comes next."""
@@ -325,13 +331,15 @@ class _Rerun:
         recorded, quantity = self._quantity()
         last = seen.last or Measurement()
         good = bool(seen.reached) and not seen.failed
-        tampered = mode == "audit" and last.tampered
+        verdict = Verdict.AGREES if good else Verdict.DISAGREES
         if mode == "exact" and Grade.R1 not in seen.reached:
-            good = False
+            verdict = Verdict.DISAGREES
+        if mode == "audit" and (last.tampered or last.unknowable):
+            verdict = Verdict.TAMPERED if last.tampered else Verdict.QUARANTINE
         sentences = [*seen.failed, *seen.words] or ["nothing could be compared"]
         return draft.model_copy(
             update={
-                "verdict": Verdict.TAMPERED if tampered else Verdict.AGREES if good else Verdict.DISAGREES,
+                "verdict": verdict,
                 "reason": state.printable("; ".join(sentences)),
                 "metric": MetricInfo(
                     name=draft.metric.name, goal=draft.metric.goal, value=last.value, source=draft.metric.source

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,11 @@ from arsandbox.sandbox.evaluation.box import wire
 from arsandbox.sandbox.evaluation.channel import SOCKET_NAME
 from arsandbox.sandbox.evaluation.mounts import TARGET
 from arsandbox.sandbox.events import Silent
+from arsandbox.sandbox.ledger import Ledger
 from arsandbox.sandbox.models import Record, Stage
 from arsandbox.sandbox.planning import plan_of
 from arsandbox.sandbox.repository import Repository
+from arsandbox.sandbox.rerun import rerun
 from arsandbox.sandbox.settings import Options
 
 CONFIG = """
@@ -40,12 +43,12 @@ source = "evaluate"
 artifacts = ["out/"]
 data = ["heldout/"]
 """
-LM = '[evaluate.lm]\ntext = "heldout/text"\n[decision]\nrule = "RULE"\n'
+LM = '[evaluate.lm]\ntext = "heldout/text"\nsealed = "heldout/sealed"\n[decision]\nrule = "RULE"\n'
 MODEL = CONFIG.replace("artifacts", 'interface = "lm"\nserve = ["python", "serve.py"]\nartifacts') + LM
 PREDICTIONS = CONFIG.replace("artifacts", 'interface = "predictions"\nartifacts') + (
     '[evaluate.predictions]\nfile = "out/p.csv"\ntargets = "heldout/text"\n[decision]\nrule = "greedy"\n'
 )
-FILES = {"train.py": "base\n", "serve.py": "serve\n", "heldout/text": "x\n1\n2\n"}
+FILES = {"train.py": "base\n", "serve.py": "serve\n", "heldout/text": "x\n1\n2\n", "heldout/sealed": "y"}
 
 
 def channel(spec: SandboxSpec) -> socket.socket:
@@ -69,16 +72,20 @@ def task(spec: SandboxSpec) -> dict[str, Any]:
 class Roles:
     """A play: training leaves its own code, and the scorer has a loss for it, audited where that was asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, noise: float = 0.01, sealed_gain: float = 1.0) -> None:
         self.audits: list[bool] = []
         self.runs = 0
         self.code = ""
+        self._noise, self._sealed_gain = noise, sealed_gain
+        self._loaded = threading.Event()
 
     def __call__(self, spec: SandboxSpec) -> Script:
         if spec.stage is Stage.TRAIN:
             self.code = next(layer / "train.py" for layer in spec.layers if (layer / "train.py").exists()).read_text()
             return Script(files={"out/p.csv": self.code.encode()})
         if spec.stage is Stage.MODEL:
+            self.code = next(layer / "out/p.csv" for layer in spec.layers if (layer / "out").exists()).read_text()
+            self._loaded.set()
             with channel(spec) as connection:
                 connection.recv(1)  # the end of the conversation
             return Script()
@@ -88,19 +95,20 @@ class Roles:
         asked = task(spec)
         if asked["interface"] == "lm":
             self.audits.append(asked["audit"])
+            self._loaded.wait(20)
+            self._loaded.clear()
         self.runs += 1
+        better = self.code != "base\n"
+        metrics = {"loss": (1.0 if better else 2.0) + self.runs % 3 * self._noise}
+        if asked.get("sealed"):
+            metrics["loss.sealed"] = 2.0 - better * self._sealed_gain
         result = {
-            "metrics": {"loss": self.loss()}, "count": 2, "probes": 0, "audited": asked.get("audit", False),
-            "findings": [],
+            "metrics": metrics, "count": 2, "probes": 0, "audited": asked.get("audit", False), "findings": [],
         }  # fmt: skip
         with channel(spec) as connection:
             wire.send(connection, wire.RESULT, 1, json.dumps(result).encode())
             connection.recv(1)
         return Script()
-
-    def loss(self) -> float:
-        """The base's is 2, a candidate's 1, with a little noise."""
-        return (2.0 if self.code == "base\n" else 1.0) + self.runs % 3 * 0.01
 
 
 @pytest.fixture
@@ -187,3 +195,29 @@ def test_what_won_at_l4_is_confirmed_at_l4(make_repo: Callable[..., Any], audite
     assert (record.verdict.value, record.trust, record.promotion is not None) == ("keep", trust, True), record
     assert record.decision is not None
     assert roles.audits.count(True) == (record.decision.pairs if audited else 0)
+
+
+@pytest.mark.parametrize(("gain", "verdict"), [(0.9, "agrees"), (0.05, "quarantine")])
+def test_a_gain_that_is_not_on_the_sealed_text_is_quarantined_and_not_promoted(
+    make_repo: Callable[..., Any], gain: float, verdict: str
+) -> None:
+    roles = Roles(noise=0.0, sealed_gain=gain)
+    made = make_repo({**FILES, "arsandbox.toml": MODEL.replace("RULE", "greedy")})
+    winner = improved(made, roles, audit=True, promote=False)
+    repository, engine = Repository.open(made.path), FakeEngine(roles, isolation="container")
+    assert winner.baseline is not None
+    with Ledger.open(repository.state) as ledger:
+        base = ledger.get(winner.baseline.experiment)
+    alone = rerun(repository, winner, engine, Silent(), mode="audit")
+    assert (alone.verdict.value, base.id in alone.reason) == ("agrees", True), alone.reason
+    assert rerun(repository, base, engine, Silent(), mode="audit").metrics["loss.sealed"] == 2.0
+    audit = rerun(repository, winner, engine, Silent(), mode="audit")
+    assert audit.verdict.value == verdict, audit
+    assert f"by 1 on the held-out text, by {gain:g} on the sealed text" in audit.reason
+    assert [finding.code for finding in audit.findings] == ([] if verdict == "agrees" else ["over_fitted"])
+    if verdict == "agrees":
+        assert hand_promotion.promote(repository, winner, accept_self_reported=False).promotion is not None
+        return
+    assert audit.verdict.exit_code == 3
+    with pytest.raises(RefusedError, match=f"the audit {audit.id}"):
+        hand_promotion.promote(repository, winner, accept_self_reported=False)
