@@ -195,8 +195,8 @@ class _Experiment:
         """The experiment that measured this very tree against this champion, where drawing again would be luck."""
         if self._plan.settings.rule.design is None or self._part is not None or self._plan.options.seed is not None:
             return None
-        earlier = self._ledger.judged(self._candidate.tree, self._setup)
-        if earlier is None or earlier.baseline is None or earlier.baseline.experiment != baseline.id:
+        earlier = self._ledger.judged(self._candidate.tree, self._setup, against=baseline.candidate_tree)
+        if earlier is None:
             return None
         self._seen.remark("resubmitted", f"{earlier.id} ({earlier.verdict.value}) has the same tree")
         return earlier.id

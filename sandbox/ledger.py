@@ -273,15 +273,18 @@ class Ledger:
         row = next(rows, None)
         return self._record(row[0]) if row else None
 
-    def judged(self, tree: str, setup: str) -> Record | None:
-        """The first record that judged a measurement of `tree` under `setup`, or None."""
+    def judged(self, tree: str, setup: str, *, against: str) -> Record | None:
+        """The first record that judged a measurement of `tree` under `setup` against the tree `against`, or None."""
         rows = self._rows(
-            "SELECT document FROM records WHERE tree = ? AND setup = ?"
+            "SELECT document FROM records AS judging WHERE tree = ? AND setup = ?"
             " AND verdict IN ('keep', 'discard', 'pending', 'quarantine')"
             " AND json_extract(document, '$.part') IS NULL AND json_extract(document, '$.metric.value') IS NOT NULL"
+            " AND EXISTS (SELECT 1 FROM records AS champion WHERE champion.tree = ?"
+            " AND champion.id = json_extract(judging.document, '$.baseline.experiment'))"
             " ORDER BY sequence LIMIT 1",
             tree,
             setup,
+            against,
         )
         row = next(rows, None)
         return self._record(row[0]) if row else None

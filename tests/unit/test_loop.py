@@ -13,11 +13,14 @@ from pathlib import Path
 import pytest
 from arsandbox_fake_loop import FakeLoop, play, train
 
+from arsandbox.sandbox import experiment
 from arsandbox.sandbox.engines.fake import FakeEngine, Script
 from arsandbox.sandbox.engines.port import SandboxSpec
 from arsandbox.sandbox.errors import MachineError, UsageError
+from arsandbox.sandbox.events import Silent
 from arsandbox.sandbox.loop.bounds import Bounds
 from arsandbox.sandbox.models import Stage, Verdict
+from arsandbox.sandbox.settings import Options
 
 MakeLoop = Callable[..., FakeLoop]
 FREE = "[measurement]\npin = false\n"
@@ -130,7 +133,33 @@ def test_a_bound_on_gpu_time_is_refused_where_no_gpu_is_counted(fake_loop: MakeL
         made.rounds(bounds=Bounds(gpu_seconds=60))
     assert made.records() == []
     made.policy = "gpu"  # grants one, and the fake engine's runs use none
-    with pytest.raises(MachineError, match="--gpu-time: the record of the champion's run .* names no GPU"):
+    with pytest.raises(MachineError, match=r"--gpu-time: the record of the champion's run .* names no GPU"):
         made.rounds(bounds=Bounds(gpu_seconds=60))
     assert [record.verdict for record in made.records()] == [Verdict.BASELINE]
     assert len(made.rounds()) == 1
+
+
+def test_the_same_code_gets_one_draw_against_each_champion_however_often_that_moved(fake_loop: MakeLoop) -> None:
+    made = fake_loop(rule="confirm", noise=0.1)
+    made.offer({"worse": train(extra=30.0)})
+    worse = made.queue / "worse.patch"
+    engine = made.engine()
+
+    def drawn() -> bool:
+        """Whether the base with that patch, whose tree is always the same, is measured against today's champion."""
+        options = Options(tag=made.tag, accept_self_reported=True)
+        plan = experiment.plan(experiment.Request(made.made.path, options, patch=worse), find_image=engine.find_image)
+        record = experiment.run(plan, engine, Silent())
+        assert record.verdict is Verdict.DISCARD
+        codes = [finding.code for finding in record.findings]
+        assert codes == ([] if record.metric.value is not None else ["resubmitted"])
+        return record.metric.value is not None
+
+    found = [[drawn(), drawn()]]
+    for number, (before, after) in enumerate([(10.0, 8.0), (8.0, 6.0)]):
+        made.queue = worse.parent / str(number)
+        made.offer({f"better-{number}": train(after)}, over=train(before))
+        assert [record.verdict for record in made.rounds()] == [Verdict.KEEP]
+        found.append([drawn(), drawn(), drawn()])
+    assert found == [[True, False], [True, False, False], [True, False, False]]
+    made.check(over=True)
