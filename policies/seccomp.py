@@ -132,6 +132,11 @@ def bpf_program(*, without: Collection[str] = ()) -> bytes:
     missing.
     """
     _architecture()
+    return _exported(frozenset(without))
+
+
+@cache
+def _exported(without: frozenset[str]) -> bytes:
     library = _library()
     context = library.seccomp_init(ctypes.c_uint32(_ACT_ERRNO | _EPERM))
     if not context:

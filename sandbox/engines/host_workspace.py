@@ -6,6 +6,7 @@ kernel's. Whoever runs the sandbox mounts the overlay: Docker as a local volume,
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -32,7 +33,7 @@ class HostWorkspace:
     def __init__(self, scratch: Path, layers: Sequence[Path], limits: Limits, uid: int) -> None:
         self._scratch, self._layers, self._limits, self._uid = scratch, layers, limits, uid
         self._mount = scratch / "layer"
-        self.upper = self._mount / "upper"
+        self.upper, self.work = self._mount / "upper", self._mount / "work"
 
     def create(self) -> dict[str, str]:
         """Make the upper layer; returns the options of the overlay volume. Raises MachineError."""
@@ -40,20 +41,19 @@ class HostWorkspace:
         inodes = min(self._limits.disk_inodes, self._limits.disk_bytes // _BYTES_PER_INODE)
         template = _template(self._limits.disk_bytes, inodes)
         image = self._scratch / "layer.img"
-        _command(["cp", "--sparse=always", str(template), str(image)], "copy the workspace image")
+        _copy_data(template, image)
         self._mount.mkdir()
         _command(
             ["mount", "-o", "loop,nosuid,nodev,noatime", "-t", "ext4", str(image), str(self._mount)],
             "mount the workspace image",
         )
-        work = self._mount / "work"
-        for directory in (self.upper, work):
+        for directory in (self.upper, self.work):
             directory.mkdir(mode=0o755)
             os.chown(directory, self._uid, self._uid)
         return {
             "type": "overlay",
             "device": "overlay",
-            "o": overlay_options(self._layers, self.upper, work),
+            "o": overlay_options(self._layers, self.upper, self.work),
         }
 
     def space_now(self) -> Space:
@@ -82,6 +82,28 @@ class HostWorkspace:
         """Unmount and remove the upper layer; safe to call at any state."""
         unmount_below(self._scratch)
         reading.remove_tree(str(self._scratch))
+
+
+def _copy_data(source: Path, target: Path) -> None:
+    """Copy a sparse file's data, not its holes (lseek(2), SEEK_DATA). Raises MachineError."""
+    try:
+        with source.open("rb") as reading_from, target.open("xb") as writing_to:
+            size = os.fstat(reading_from.fileno()).st_size
+            os.truncate(writing_to.fileno(), size)
+            place = 0
+            while place < size:
+                try:
+                    begin = os.lseek(reading_from.fileno(), place, os.SEEK_DATA)
+                except OSError as error:
+                    if error.errno != errno.ENXIO:
+                        raise
+                    break  # only a hole is left
+                place = os.lseek(reading_from.fileno(), begin, os.SEEK_HOLE)
+                os.lseek(writing_to.fileno(), begin, os.SEEK_SET)
+                while begin < place:
+                    begin += os.sendfile(writing_to.fileno(), reading_from.fileno(), begin, place - begin)
+    except OSError as error:
+        raise MachineError(f"cannot copy the workspace image: {error.strerror}", hint="free some space") from error
 
 
 def _template(size: int, inodes: int) -> Path:

@@ -313,7 +313,7 @@ def test_is_below() -> None:
 
 
 def test_space_and_unmounting(tmp_path: Path) -> None:
-    place = tmp_path / "space"
+    place = tmp_path / "spa ce\\é"  # as mountinfo does not show it
     (place / "inner").mkdir(parents=True)
     try:
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,nr_inodes=100", "tmpfs", str(place)], check=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from arsandbox.sandbox.models import ChangeSet
 from arsandbox.sandbox.quantities import format_size
 from arsandbox.sandbox.workspace import upper as reading
 from arsandbox.sandbox.workspace.merged import copy_merged, merged_size
-from arsandbox.sandbox.workspace.overlay import Space, space_of
+from arsandbox.sandbox.workspace.overlay import Space, mount_overlay, space_of
 
 _SETUP_S = 10.0
 # A copy is made for every sandbox, and held in memory.
@@ -51,23 +50,20 @@ class OverlayWorkspace:
 
     def __init__(self, spec: SandboxSpec, uid: int) -> None:
         self._upper = HostWorkspace(spec.scratch, spec.layers, spec.limits, uid)
-        self._merged = spec.scratch / "merged"
+        self._merged, self._layers = spec.scratch / "merged", spec.layers
         self.space = self._upper.space_now
         self.changes, self.collect, self.remove = self._upper.changes, self._upper.collect, self._upper.remove
 
     def create(self, seen: Callable[[Path], str]) -> list[str]:
         """See Workspace."""
-        options = self._upper.create()["o"]
+        self._upper.create()
         self._merged.mkdir()
-        done = subprocess.run(
-            ["mount", "-t", "overlay", "overlay", "-o", options, str(self._merged)],
-            capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
-        if done.returncode != 0:
-            reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        try:
+            mount_overlay(self._layers, self._upper.upper, self._upper.work, self._merged)
+        except OSError as error:
             raise MachineError(
-                f"cannot mount the workspace: {reason}", hint="set ARSANDBOX_HOME to a directory on ext4 or xfs"
-            )
+                f"cannot mount the workspace: {error.strerror}", hint="set ARSANDBOX_HOME to a directory on ext4 or xfs"
+            ) from error
         return ["--bind", seen(self._merged), WORKSPACE]
 
     def fill(self, pid: int) -> None:
