@@ -42,10 +42,13 @@ def build(
 ) -> None:
     """Build a base image from packages, load it into the engine and pin its digest."""
     from arsandbox.cli.render import ProgressListener
+    from arsandbox.cli.transfers import Transfers
     from arsandbox.sandbox.imaging import build_and_pin
     from arsandbox.sandbox.quantities import format_duration, format_size
 
-    built = build_and_pin(name, open_engine(engine), ProgressListener(quiet=json), use_cache=not no_cache)
+    listener = ProgressListener(quiet=json)
+    with Transfers(listener.console, quiet=json) as transfers:
+        built = build_and_pin(name, open_engine(engine), listener, transfer=transfers.arrived, use_cache=not no_cache)
     if json:
         sys.stdout.write(built.model_dump_json() + "\n")
         return

@@ -30,9 +30,11 @@ def build_bytecode(recipe: Recipe, machine: str, layers: Sequence[Path], target:
     root = scratch / "root"
     library = f"usr/lib/{machine}-linux-gnu"
     python = f"usr/bin/python{recipe.python}"
-    sources = [f"usr/lib/python{recipe.python}", packages_folder(recipe.python)]
+    packages = packages_folder(recipe.python)
+    sources = [f"usr/lib/python{recipe.python}", packages]
+    (root / packages).mkdir(parents=True)
     for layer in layers:
-        _unpack(layer, root, (f"{library}/", python, *(f"{source}/" for source in sources)))
+        _unpack(layer, root, (f"{library}/lib", f"{library}/ld-", python, f"{sources[0]}/", f"{packages}/"), packages)
     run_program(
         [
             *(str(root / library / _LOADERS[machine]), "--library-path", str(root / library)),
@@ -63,12 +65,14 @@ def build_bytecode(recipe: Recipe, machine: str, layers: Sequence[Path], target:
     write_layer(target, with_parents(members))
 
 
-def _unpack(layer: Path, root: Path, prefixes: tuple[str, ...]) -> None:
+def _unpack(layer: Path, root: Path, prefixes: tuple[str, ...], packages: str) -> None:
     with tarfile.open(layer) as archive:
         for entry in archive:
             path = root / entry.name
             if not entry.name.startswith(prefixes) or ".." in Path(entry.name).parts:
                 continue
+            if entry.name.startswith(packages) and not entry.name.endswith(".py"):
+                continue  # gigabytes of libraries that the compiler never loads
             if entry.isreg():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 source = archive.extractfile(entry)

@@ -23,7 +23,7 @@ CHUNK = 1024 * 1024
 
 
 class Layer(BaseModel):
-    """A layer on disk: the SHA-256 of its tar (64 hex digits), its bytes, and the packages it brought."""
+    """A layer on disk: the SHA-256 of its tar (64 hex digits), its bytes, and the packages or wheels it brought."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -8,7 +8,7 @@ import json
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
@@ -27,9 +27,14 @@ class Recipe(BaseModel):
 
     `name` is the image's name and its folder; `suite` a Debian suite; `python` the image's Python as
     "MAJOR.MINOR"; `packages` Debian packages (apt adds what they depend on); `applets` names under which
-    busybox answers; `wheels` the lock file beside the recipe and `requirements` its text; `environment`
-    and `user` ("UID:GID", never 0) the image's defaults; `default_gpus` what a run asks for unless its
-    policy says more; `check` the command that must succeed in the finished image.
+    busybox answers; `links` further programs, by the name of the one that they are; `linker_cache` whether
+    the loader's cache is made, for what asks `ldconfig -p` for libraries; `wheels` the lock file beside the
+    recipe and `requirements` its text; `environment` and `user` ("UID:GID", never 0) the image's defaults;
+    `default_gpus` what a run asks for unless its policy says more; `check` the command that must succeed in
+    the finished image.
+
+    In the file, `extends` names a recipe whose values stand where this one says nothing; packages and
+    variables are added to its. `check_file` names a Python program beside the recipe that is the check.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,6 +44,8 @@ class Recipe(BaseModel):
     python: Annotated[str, StringConstraints(pattern=r"^3\.[0-9]{1,2}$")]
     packages: tuple[Word, ...] = Field(min_length=1)
     applets: tuple[Word, ...] = ()
+    links: dict[Word, Word] = Field(default_factory=dict)
+    linker_cache: bool = False
     wheels: FileName
     requirements: str = Field(min_length=1, repr=False)
     environment: dict[VariableName, VariableValue]
@@ -102,7 +109,7 @@ def load_recipe(name: str, folder: Path = RECIPES) -> Recipe:
     require_known(name, folder)  # first: only a listed name ever becomes a path
     path = folder / name / "recipe.toml"
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = _read(path)
         data["requirements"] = (path.parent / Path(str(data.get("wheels"))).name).read_text(encoding="utf-8")
         recipe = Recipe.model_validate(data)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -114,3 +121,19 @@ def load_recipe(name: str, folder: Path = RECIPES) -> Recipe:
     if recipe.name != name:
         raise UsageError(f"image recipe {name!r} calls itself {recipe.name!r}", hint="name = the folder's name")
     return recipe
+
+
+def _read(path: Path, depth: int = 0) -> dict[str, Any]:
+    """The table in `path` over the one that it extends, with the check's program in place of its file's name."""
+    data = tomllib.loads(path.read_text(encoding="utf-8"))
+    if (check := data.pop("check_file", None)) is not None:
+        data["check"] = ["python", "-c", (path.parent / Path(str(check)).name).read_text(encoding="utf-8")]
+    extended = data.pop("extends", None)
+    if extended is None:
+        return data
+    if depth or extended not in available(path.parents[1]):
+        raise UsageError(f"image recipe {path.parent.name!r}: extends = {extended!r} names no recipe that stands alone")
+    under = _read(path.parents[1] / extended / path.name, depth + 1)
+    packages = sorted({*under.get("packages", []), *data.get("packages", [])})
+    variables = {**under.get("environment", {}), **data.get("environment", {})}
+    return {**under, **data, "packages": packages, "environment": variables}

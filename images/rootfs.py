@@ -25,7 +25,7 @@ _ARCHIVES = "arsandbox-archives"
 # resolv.conf), device nodes (the engine brings its own), and what no program reads. Licence texts stay.
 _DROPPED = re.compile(
     rf"^({_ARCHIVES}$|dev/|proc/|sys/|run/|boot|tmp/|etc/(apt|dpkg|cron[^/]*|logrotate\.d|update-motd\.d)(/|$)"
-    r"|etc/(hostname|resolv\.conf|machine-id|ld\.so\.cache)$"
+    r"|etc/(hostname|resolv\.conf|machine-id)$"
     r"|var/(lib/(apt|dpkg)|cache|log)/|usr/share/(man|info|locale|lintian|bug|pixmaps|applications|polkit-1)(/|$)"
     r"|usr/share/doc/(?![^/]+/?$)(?![^/]+/copyright$)|usr/lib/systemd(/|$))"
 )
@@ -57,6 +57,8 @@ def build_rootfs(
         f"--hook-dir={HOOKS}",
         # This variant keeps no package database: the names of the archives say what went in.
         f'--extract-hook=cd "$1" && ls var/cache/apt/archives > {_ARCHIVES}',
+        # The packages' own scripts, which would do this, never run. The program is static.
+        *(['--extract-hook="$1/usr/sbin/ldconfig" -X -r "$1"'] if recipe.linker_cache else []),
         *([f"--aptopt={options}"] if options.stat().st_size else []),
         recipe.suite,
         "-",
@@ -128,6 +130,8 @@ def _additions(recipe: Recipe, packages: tuple[tuple[str, str], ...], present: s
     yield Member("workspace", 0o755, uid, gid)
     for name in ("python", "python3"):
         yield link_member(f"usr/bin/{name}", python)
+    for name, target in sorted(recipe.links.items()):
+        yield link_member(f"usr/bin/{name}", target)
     for applet in recipe.applets:
         if not {f"usr/bin/{applet}", f"usr/sbin/{applet}"} & present:
             yield link_member(f"usr/bin/{applet}", "busybox")

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import re
-import sys
-from collections.abc import Iterator
-from pathlib import Path
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path, PurePosixPath
 from typing import IO
 
-from arsandbox.images.programs import run_program
-from arsandbox.images.recipe import Recipe
-from arsandbox.images.tarlayer import Member, tree_members, with_parents, write_layer
+from arsandbox.images.downloads import Transfer, fetch
+from arsandbox.images.indexes import Indexes
+from arsandbox.images.lockfile import LockedWheel
+from arsandbox.images.tarlayer import Member, with_parents, write_layer
+from arsandbox.sandbox.errors import MachineError
 
-# Newest first: pip prefers what comes first. Debian 12 has glibc 2.36.
+# Newest first: what comes first is preferred. Debian 12 has glibc 2.36.
 _GLIBC_MINORS = range(36, 16, -1)
 
-# `bin/` holds scripts that start the host's Python. The four metadata files say how and by which pip the
-# wheel was installed, which must not change an image. Tests of libraries are dead weight.
-_DROPPED = re.compile(
-    r"^bin(/|$)|(^|/)__pycache__(/|$)|(^|/)tests(/|$)|\.pyc$|\.dist-info/(RECORD|INSTALLER|REQUESTED|direct_url\.json)$"
-)
+# A wheel's own list of its files speaks of the wheel, not of an image. Tests of libraries are dead weight.
+_DROPPED = re.compile(r"(^|/)__pycache__(/|$)|(^|/)tests(/|$)|\.pyc$|\.dist-info/RECORD$")
+# Of `data`, what no program reads; its `bin` and the wheel's scripts would need a first line of their own.
+_DROPPED_DATA = re.compile(r"^(bin|share/(man|doc|info))(/|$)")
 
 
 def packages_folder(python: str) -> str:
@@ -32,28 +34,62 @@ def platforms(machine: str) -> list[str]:
     return [*(f"manylinux_2_{minor}_{machine}" for minor in _GLIBC_MINORS), f"manylinux2014_{machine}"]
 
 
-def build_wheels(recipe: Recipe, machine: str, target: IO[bytes], scratch: Path) -> None:
-    """Install the recipe's lock file for `machine` with pip and write the layer to `target`.
+def obtain_wheels(
+    locked: Sequence[LockedWheel], *, python: str, machine: str, store: Path, transfer: Transfer
+) -> list[Path]:
+    """The wheels of a lock file for `python` on `machine`, from the folder `store` or downloaded into it.
 
-    pip finds the wheels where this machine is set up to look; hashes make the source irrelevant.
-    Raises MachineError if pip fails: no index, a missing wheel or a wrong hash.
+    In the store a wheel lies in a folder named by its hash, so that an interrupted download is found again.
+    Raises MachineError where one cannot be had, RefusedError where its bytes are not the locked ones, StateError.
     """
-    lock = scratch / "requirements.lock"
-    lock.write_text(recipe.requirements, encoding="utf-8")
-    tree = scratch / "wheels"
-    run_program(
-        [
-            *(sys.executable, "-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check"),
-            *("--no-compile", "--no-deps", "--require-hashes", "--only-binary", ":all:"),
-            *("--implementation", "cp", "--python-version", recipe.python, "--target", str(tree)),
-            *(word for platform in platforms(machine) for word in ("--platform", platform)),
-            *("--requirement", str(lock)),
-        ],
-        missing_hint="install pip for the Python that runs arsandbox",
-        failed_hint=f"pip could not install {recipe.wheels}: is an index or --find-links folder reachable?",
-    )
-    write_layer(target, with_parents(_members(recipe, tree)))
+    indexes = Indexes(python, platforms(machine))
+    found = []
+    for wheel in locked:
+        place = indexes.locate(wheel)
+        target = store / place.sha256 / PurePosixPath(place.file_name).name
+        found.append(fetch(place.url, place.sha256, target, transfer=transfer))
+    return found
 
 
-def _members(recipe: Recipe, tree: Path) -> Iterator[Member]:
-    yield from tree_members(tree, packages_folder(recipe.python), lambda name: not _DROPPED.search(name))
+def write_wheels(wheels: Sequence[Path], python: str, target: IO[bytes]) -> None:
+    """Write the contents of `wheels` as a layer, straight from the archives: no installer, no copy on disk.
+
+    Scripts are left out: they would start the host's Python. Raises MachineError for a wheel that is none.
+    """
+    with ExitStack() as stack:
+        members: dict[str, Member] = {}
+        for path in wheels:
+            try:
+                archive = stack.enter_context(zipfile.ZipFile(path))
+                members.update((member.name, member) for member in _members(archive, python))
+            except zipfile.BadZipFile as error:
+                raise MachineError(f"{path.name} is not a wheel: {error}") from error
+        write_layer(target, with_parents(members.values()))
+
+
+def _members(archive: zipfile.ZipFile, python: str) -> Iterator[Member]:
+    for entry in archive.infolist():
+        name = _place(entry.filename, python)
+        if name is None or entry.is_dir():
+            continue
+        if entry.filename.startswith("/") or ".." in PurePosixPath(entry.filename).parts or "\\" in entry.filename:
+            raise MachineError(f"{archive.filename} has an entry outside its folder: {entry.filename!r}")
+        executable = (entry.external_attr >> 16) & 0o100
+        yield Member(name, 0o755 if executable else 0o644, content=_opener(archive, entry), size=entry.file_size)
+
+
+def _place(name: str, python: str) -> str | None:
+    """Where an entry of a wheel belongs in the image; None where it is left out."""
+    if _DROPPED.search(name):
+        return None
+    first, _, rest = name.partition("/")
+    if not first.endswith(".data"):
+        return f"{packages_folder(python)}/{name}"
+    kind, _, inner = rest.partition("/")
+    if kind in {"purelib", "platlib"}:
+        return f"{packages_folder(python)}/{inner}"
+    return f"usr/local/{inner}" if kind == "data" and not _DROPPED_DATA.match(inner) else None
+
+
+def _opener(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Callable[[], IO[bytes]]:
+    return lambda: archive.open(entry)

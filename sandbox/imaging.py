@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from pathlib import Path
 
 from arsandbox.images.build import BuiltImage, build_image
 from arsandbox.images.catalogue import Catalogue
+from arsandbox.images.downloads import Transfer
 from arsandbox.images.recipe import load_recipe
-from arsandbox.policies.model import MIB, Limits
+from arsandbox.policies.model import GIB, MIB, Limits
 from arsandbox.sandbox import host, state
 from arsandbox.sandbox.engines.port import Engine
 from arsandbox.sandbox.errors import MachineError
@@ -16,7 +18,9 @@ from arsandbox.sandbox.events import Listener
 from arsandbox.sandbox.models import ImageRef, Reason, Stage
 from arsandbox.sandbox.stage import StagePlan, run_stage
 
-_CHECK_S = 120.0
+_CHECK_S = 300.0
+# Enough to import PyTorch and to run a compiler.
+_CHECK_LIMITS = Limits(cpus=2, memory_bytes=3 * GIB, disk_bytes=16 * MIB, disk_inodes=1000, pids=256)
 
 
 def catalogue() -> Catalogue:
@@ -24,11 +28,18 @@ def catalogue() -> Catalogue:
     return Catalogue(state.home() / "images.json")
 
 
-def build_and_pin(name: str, engine: Engine, listener: Listener, *, use_cache: bool = True) -> BuiltImage:
+def build_and_pin(
+    name: str,
+    engine: Engine,
+    listener: Listener,
+    *,
+    transfer: Transfer = lambda name, done, total: None,
+    use_cache: bool = True,
+) -> BuiltImage:
     """Build the image `name`, load it into `engine`, run its entry check, and pin it.
 
     Raises UsageError for an unknown name, MachineError when a tool is missing or the check fails; the
-    old pin, if any, then stays.
+    old pin, if any, then stays. `transfer` is told of bytes that arrive.
     """
     recipe = load_recipe(name)
     if engine.find_image(name) is not None:
@@ -41,6 +52,7 @@ def build_and_pin(name: str, engine: Engine, listener: Listener, *, use_cache: b
         cache=state.home() / "image-layers",
         load=engine.load_image,
         progress=listener.note,
+        transfer=transfer,
         use_cache=use_cache,
     )
     image = ImageRef(name=name, digest=built.digest)
@@ -54,7 +66,7 @@ def build_and_pin(name: str, engine: Engine, listener: Listener, *, use_cache: b
             command=recipe.check,
             environment={},
             layers=(workspace,),
-            limits=Limits(cpus=1, memory_bytes=512 * MIB, disk_bytes=16 * MIB, disk_inodes=1000, pids=64),
+            limits=_CHECK_LIMITS,
             limit_s=_CHECK_S,
             log=scratch / "check.log",
         )
@@ -64,6 +76,9 @@ def build_and_pin(name: str, engine: Engine, listener: Listener, *, use_cache: b
             ended = run.outcome.termination
         if ended.reason is not Reason.COMPLETED:
             lines = plan.log.read_text(errors="replace").strip().splitlines() or [ended.detail]
-            raise MachineError(f"image {name} was built but fails its check: {state.printable(lines[-1])}")
+            telling = [
+                line for line in lines if re.match(r"[\w.]*Error\b", line)
+            ] or lines  # libraries add advice below
+            raise MachineError(f"image {name} was built but fails its check: {state.printable(telling[-1])}")
     catalogue().pin(built)
     return built

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import tarfile
 import threading
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from arsandbox.images.archive import ArchiveLayer, compose
 from arsandbox.images.build import BuiltImage, build_image
 from arsandbox.images.catalogue import Catalogue
 from arsandbox.images.layers import LayerCache
+from arsandbox.images.lockfile import locked_wheels
 from arsandbox.images.programs import run_program
 from arsandbox.images.recipe import RECIPES, Recipe, available, load_recipe
 from arsandbox.images.tarlayer import EPOCH, Member, file_member, link_member, with_parents, write_layer
@@ -144,6 +146,38 @@ def test_platforms_stop_at_debian_12s_glibc() -> None:
     assert tags[0] == "manylinux_2_36_aarch64"
     assert "manylinux_2_28_aarch64" in tags
     assert not any("x86" in tag for tag in tags)
+
+
+def test_a_recipe_adds_to_the_one_that_it_extends() -> None:
+    cpu, cuda = load_recipe("cpu"), load_recipe("cuda12")
+    assert set(cpu.packages) | {"gcc", "g++", "libc-bin", "libc6-dev", "libpython3.11-dev", "openssl"} == set(
+        cuda.packages
+    )
+    assert (cuda.environment, cuda.user, cuda.applets) == (cpu.environment, cpu.user, cpu.applets)
+    assert (cpu.default_gpus, cuda.default_gpus) == ("none", "1")
+    assert cuda.check[:2] == ("python", "-c") and "Python.h" in cuda.check[2]
+    assert load_recipe("pytest").packages == load_recipe("torch-cpu").packages == cpu.packages
+
+
+@pytest.mark.parametrize("extended", ["missing", "pytest", "../cpu"])
+def test_a_recipe_extends_only_one_that_stands_alone(tmp_path: Path, extended: str) -> None:
+    folder = tmp_path / "recipes"
+    for name in ("cpu", "pytest"):
+        shutil.copytree(RECIPES / name, folder / name)
+    shutil.copytree(RECIPES / "pytest", folder / "mine")
+    text = (folder / "mine" / "recipe.toml").read_text()
+    text = text.replace('name = "pytest"', 'name = "mine"').replace('extends = "cpu"', f'extends = "{extended}"')
+    (folder / "mine" / "recipe.toml").write_text(text)
+    with pytest.raises(UsageError, match="names no recipe that stands alone"):
+        load_recipe("mine", folder)
+
+
+@pytest.mark.parametrize("name", available())
+def test_every_lock_file_is_readable_and_names_no_place(name: str) -> None:
+    recipe = load_recipe(name)
+    wheels = locked_wheels(recipe.requirements, python=recipe.python, machine="x86_64")
+    assert len({one.requirement.partition("==")[0] for one in wheels}) == len(wheels) > 1
+    assert "://" not in recipe.requirements
 
 
 # Layers
@@ -281,9 +315,10 @@ def fake_parts(monkeypatch: pytest.MonkeyPatch) -> None:
         return (("libc6", "2.36"),)
 
     monkeypatch.setattr("arsandbox.images.build.build_rootfs", rootfs)
+    monkeypatch.setattr("arsandbox.images.build.obtain_wheels", lambda locked, **more: [])
     monkeypatch.setattr(
-        "arsandbox.images.build.build_wheels",
-        lambda recipe, machine, target, scratch: write_layer(target, [file_member("wheels", b"w")]),
+        "arsandbox.images.build.write_wheels",
+        lambda wheels, python, target: write_layer(target, [file_member("wheels", b"w")]),
     )
     monkeypatch.setattr(
         "arsandbox.images.build.build_bytecode",
