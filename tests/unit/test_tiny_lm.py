@@ -196,7 +196,7 @@ def test_training_stops_within_the_budget(workspace: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("name", PATCHES)
+@pytest.mark.parametrize("name", [*PATCHES, "torch"])
 def test_patch_applies(tmp_path: Path, name: str) -> None:
     copy_scripts(tmp_path)
     git(tmp_path, "init", "--quiet")
