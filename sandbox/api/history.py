@@ -1,10 +1,12 @@
-"""Earlier experiments, most recent first: from the ledger, and from files of one JSON document a line."""
+"""Earlier experiments, most recent first: from the ledger, from files of one JSON document a line, from results.tsv."""
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,9 +14,11 @@ from arsandbox.sandbox.errors import ArsandboxError
 from arsandbox.sandbox.ledger import Ledger
 from arsandbox.sandbox.location import find_state
 from arsandbox.sandbox.models import Model, Record
+from arsandbox.sandbox.results_table import HEAD, results_tsv
 from arsandbox.sandbox.state import printable
 
 FILE_NAME = "results.jsonl"
+TABLE_NAME = "results.tsv"
 _MOST_BYTES = 256 * 1024**2
 _TIMES = ("started_at", "timestamp", "time", "date")
 _VALUES = ("value", "metric_value", "result", "val_bpb")
@@ -33,37 +37,45 @@ class PastExperiment(Model):
     description: str = ""
     reason: str = ""
     commit: str | None = None
-    source: Literal["ledger", "results.jsonl"]
+    source: Literal["ledger", "results.jsonl", "results.tsv"]
 
 
 class History(Model):
-    """Experiments, most recent first; `broken_lines` counts lines that are no JSON object, `problem` what failed."""
+    """Experiments, most recent first; `broken_lines` counts lines that cannot be read, `problem` says what failed."""
 
     experiments: tuple[PastExperiment, ...] = ()
     broken_lines: int = 0
     problem: str = ""
 
 
-def get_experiment_history(path: str | os.PathLike[str] = ".", limit: int | None = None) -> History:
-    """The experiments of the repository at `path` and of its results.jsonl, at most `limit`.
+_Reader = Callable[[Path], tuple[list[PastExperiment], int]]
 
-    An experiment that is in both is there once. Never raises for what is missing or damaged.
+
+def get_experiment_history(path: str | os.PathLike[str] = ".", limit: int | None = None) -> History:
+    """The experiments of the repository at `path`, of its results.jsonl and of its results.tsv, at most `limit`.
+
+    An experiment that is in several is there once. Never raises for what is missing or damaged.
     """
     place, problems = Path(path), list[str]()
     found: list[PastExperiment] = []
+    table: set[str] = set()
     try:
         with Ledger.open(find_state(place)) as ledger:
-            found = [_of_record(record) for record in ledger.latest()]
+            records = ledger.latest()
+        found, table = [_of_record(record) for record in records], set(results_tsv(records).splitlines())
     except (ArsandboxError, OSError) as error:
         problems.append(str(error))
-    known = {one.id for one in found}
-    try:
-        lines, broken = _read(place / FILE_NAME)
+    known, broken = {one.id for one in found}, 0
+    readers: dict[str, _Reader] = {FILE_NAME: _read, TABLE_NAME: functools.partial(_read_table, known=table)}
+    for name, read in readers.items():
+        try:
+            lines, unreadable = read(place / name)
+        except OSError as error:
+            problems.append(f"{name}: {error.strerror}")
+            continue
         found += [one for one in reversed(lines) if not one.id or one.id not in known]
+        broken += unreadable
         problems = problems if not lines else []  # a folder of results alone is a history too
-    except OSError as error:
-        broken = 0
-        problems.append(f"{FILE_NAME}: {error.strerror}")
     # Stable: what has no time keeps its place after what has one.
     found.sort(key=lambda one: one.started_at, reverse=True)
     return History(experiments=tuple(found[:limit]), broken_lines=broken, problem="; ".join(problems))
@@ -86,6 +98,42 @@ def _read(file: Path) -> tuple[list[PastExperiment], int]:
                 found.append(_of_document(document))
             else:
                 broken += 1
+    return found, broken
+
+
+def _read_table(file: Path, known: set[str]) -> tuple[list[PastExperiment], int]:
+    """The rows of an autoresearch results.tsv but `known` ones, oldest first, and how many lines are broken.
+
+    A crash is written as 0.000000 there: it has no value, and is never the best.
+    """
+    if not file.exists():
+        return [], 0
+    with file.open("rb") as stream:
+        head, *lines = stream.read(_MOST_BYTES).decode("utf-8", "replace").splitlines() or [""]
+    names = head.split("\t")
+    if names[:1] != ["commit"] or names[2:] != HEAD.split("\t")[2:]:
+        return [], 1 + len(lines)
+    found, broken = [], 0
+    for line in lines:
+        cells = line.split("\t", len(names) - 1)
+        if not line.strip() or line in known:
+            continue
+        try:
+            commit, value, _, status, description = cells[0], float(cells[1]), float(cells[2]), cells[3], cells[4]
+        except (ValueError, IndexError):
+            broken += 1
+            continue
+        measured = status != "crash" and math.isfinite(value)
+        found.append(
+            PastExperiment(
+                verdict=printable(status)[:100],
+                metric=printable(names[1])[:100],
+                value=value if measured else None,
+                description=printable(description)[:1000],
+                commit=printable(commit)[:64],
+                source="results.tsv",
+            )
+        )
     return found, broken
 
 

@@ -64,6 +64,32 @@ def test_history_is_most_recent_first_and_survives_broken_lines(make_repo, make_
     assert [one.id for one in get_experiment_history(path, limit=1).experiments] == [new.id]
 
 
+def test_history_reads_autoresearch_s_table_and_a_crash_has_no_value(make_repo, make_record, tmp_path: Path) -> None:
+    path = make_repo({"train.py": "a\n"}).path
+    with Ledger.open(Repository.open(path).state) as ledger:
+        own = ledger.append(make_record(description="ours"))
+        from arsandbox.sandbox.results_table import results_tsv
+
+        table = results_tsv(ledger.latest())
+    theirs = (
+        "a1b2c3d\t0.997900\t44.0\tkeep\tbaseline\nb2c3d4e\t0.000000\t0.0\tcrash\tdouble the width (OOM)\n"
+        "torn\t0.99\nc3d4e5f\tnan\t44.0\tdiscard\tnothing\nd4e5f6a\t0.993200\t44.2\tkeep\tLR to 0.04\n"
+    )
+    (path / "results.tsv").write_text(table + theirs)
+    found = get_experiment_history(path)
+    assert [(one.description, one.value, one.source) for one in found.experiments] == [
+        ("ours", own.metric.value, "ledger"), ("LR to 0.04", 0.9932, "results.tsv"), ("nothing", None, "results.tsv"),
+        ("double the width (OOM)", None, "results.tsv"), ("baseline", 0.9979, "results.tsv"),
+    ]  # fmt: skip
+    assert (found.broken_lines, found.problem, found.experiments[1].metric) == (1, "", "val_bpb")
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / "results.tsv").write_text(table.splitlines()[0] + "\n" + theirs)
+    alone = get_experiment_history(tmp_path / "alone")
+    assert (len(alone.experiments), alone.problem) == (4, "")
+    (tmp_path / "alone" / "results.tsv").write_text("no\ttable\n1\t2\n")
+    assert get_experiment_history(tmp_path / "alone").broken_lines == 2
+
+
 def test_history_of_what_is_not_there_is_empty_and_says_why(tmp_path: Path) -> None:
     found = get_experiment_history(tmp_path / "none")
     assert found.experiments == () and "no such directory" in found.problem
