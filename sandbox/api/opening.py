@@ -70,11 +70,16 @@ class Target:
     ) -> Plan:  # fmt: skip
         """Resolve it for one candidate; runs nothing. Raises ArsandboxError."""
         request = self.request(promote=promote, description=description)
-        return planning.plan(replace(request, base=base, commit=commit, diff=diff), find_image=find_image)
+        return planning.plan(replace(request, base=base, commit=commit, diff=diff), find_image=self._find_image)
 
     def engine(self) -> Engine:
         """The engine. Raises MachineError."""
         return open_engine(self.engine_name)
+
+    def _find_image(self, name: str) -> ImageRef:
+        """What the engine brings itself, else what is pinned."""
+        own = self.engine().find_image(name) if self.engine_name != "docker" else None
+        return own or find_image(name)
 
 
 def target(

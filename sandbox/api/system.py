@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
-from arsandbox.sandbox import confirmation, experiment
+from arsandbox.sandbox import confirmation, experiment, recovery
 from arsandbox.sandbox.api.evaluating import Evaluation, evaluate_result
 from arsandbox.sandbox.api.history import FILE_NAME
 from arsandbox.sandbox.api.opening import Target, target
@@ -24,7 +24,7 @@ from arsandbox.sandbox.errors import ArsandboxError
 from arsandbox.sandbox.events import Listener
 from arsandbox.sandbox.ledger import Ledger
 from arsandbox.sandbox.models import Goal, Model, Record, Verdict
-from arsandbox.sandbox.planning import Plan
+from arsandbox.sandbox.planning import Plan, plan_of
 from arsandbox.sandbox.proposers.brief import PROGRAM, make_brief
 from arsandbox.sandbox.proposers.port import (
     DEFAULT_LIMIT_S,
@@ -156,10 +156,17 @@ class SystemExperiment:
     def _one_round(self, began: float) -> SystemStatus:
         wanted = self._target()
         plan = wanted.plan(commit="HEAD")
+        if not self._round:
+            for line in recovery.recover(plan.repository.state, wanted.engine()):
+                wanted.listener.note(f"cleaned up after a dead controller: {line}")
+            plan = wanted.plan(commit="HEAD")  # a promotion may have been completed just now
         champion = plan.champion.commit
         with Ledger.open(plan.repository.state) as ledger:
             past = [record for record in ledger.latest() if record.branch == plan.branch]
         self._round += 1
+        ended = next((r for r in past if r.part is None and r.verdict is not Verdict.INTERRUPTED), None)
+        if ended is not None and ended.verdict is Verdict.PENDING:
+            return self._confirmed(wanted, plan, ended, began)
         if self._proposer is None:
             self._proposer = open_proposer(self._spec, self._context(plan, past))
         brief = make_brief(
@@ -173,6 +180,12 @@ class SystemExperiment:
             status: Status = "rejected" if proposal.verdict is Verdict.REJECTED else "failed"
             return self._status(status, proposal.reason, proposal, began)
         return self._measured(wanted, champion, proposal, began)
+
+    def _confirmed(self, wanted: Target, plan: Plan, pending: Record, began: float) -> SystemStatus:
+        """The result of a process that died before it was confirmed: that is finished before anything is proposed."""
+        left = plan_of(plan.repository, pending, wanted.request(promote=True).options)
+        record = confirmation.confirm(left, pending, wanted.engine(), wanted.listener)
+        return self._told(record, None, left, pending.description, began)
 
     def _measured(self, wanted: Target, champion: str, proposal: Proposal, began: float) -> SystemStatus:
         plan = wanted.plan(promote=True, base=champion, diff=proposal.diff, description=proposal.description)
@@ -264,7 +277,10 @@ def experiment_loop(
     budget: str | float = 300.0, goal: Goal | None = None, workspace: str | os.PathLike[str] | None = None,
     image: str | None = None, tag: str = DEFAULT_TAG, engine: str = "docker", listener: Listener | None = None,
 ) -> Iterator[SystemStatus]:  # fmt: skip
-    """At most `count` rounds of SystemExperiment, each as it ends."""
+    """At most `count` rounds of SystemExperiment, each as it ends.
+
+    Called again after a crash it goes on from what the ledger holds (docs/python-api.md).
+    """
     system = SystemExperiment(
         target, metric, budget, workspace, propose=propose, goal=goal, image=image, tag=tag, engine=engine,
         listener=listener,
