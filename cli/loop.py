@@ -24,6 +24,7 @@ def loop(
     credential: Annotated[
         list[str] | None, typer.Option(help="A variable of your environment that the proposer gets.")
     ] = None,
+    propose_timeout: Annotated[str | None, typer.Option(help="What one proposal may take (default: 10m).")] = None,
     failures: Annotated[int | None, typer.Option(min=1, help="Stop after so many failed rounds in a row.")] = 10,
     plateau: Annotated[int | None, typer.Option(min=1, help="Stop after so many rounds without a promotion.")] = None,
     gpu_time: Annotated[str | None, typer.Option(help="Stop when training has used this much GPU time.")] = None,
@@ -74,7 +75,7 @@ def loop(
     )
     order = Order(
         target or repo, propose, options, bounds, parallel=parallel, resume=resume, trusted=trusted_proposer,
-        credentials=tuple(credential or ()),
+        credentials=tuple(credential or ()), propose_limit_s=duration_option(propose_timeout, "--propose-timeout"),
     )  # fmt: skip
     # Several rounds at a time share the terminal: lines, no bars.
     for record in rounds(order, open_engine(engine, runtime), image_finder(engine), ProgressListener(quiet=True)):

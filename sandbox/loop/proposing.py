@@ -15,7 +15,14 @@ from arsandbox.sandbox.loop.journal import Entry
 from arsandbox.sandbox.models import Record, Verdict
 from arsandbox.sandbox.planning import Plan
 from arsandbox.sandbox.proposers.brief import make_brief
-from arsandbox.sandbox.proposers.port import Brief, Proposal, ProposerContext, ProposerSpec, open_proposer
+from arsandbox.sandbox.proposers.port import (
+    DEFAULT_LIMIT_S,
+    Brief,
+    Proposal,
+    ProposerContext,
+    ProposerSpec,
+    open_proposer,
+)
 from arsandbox.sandbox.run_directory import run_directory
 from arsandbox.sandbox.state import printable
 from arsandbox.sandbox.workspace.layers import LayerStore
@@ -34,6 +41,10 @@ class Trusting(Protocol):
     @property
     def credentials(self) -> tuple[str, ...]:
         """Variables of the controller's environment that it gets."""
+
+    @property
+    def propose_limit_s(self) -> float | None:
+        """What one proposal may take; None for the default."""
 
 
 class Desk:
@@ -61,7 +72,9 @@ class Desk:
             past=past,
             trusted=order.trusted,
         )
-        self._proposer = open_proposer(ProposerSpec(text, order.credentials), context)
+        self._proposer = open_proposer(
+            ProposerSpec(text, order.credentials, order.propose_limit_s or DEFAULT_LIMIT_S), context
+        )
 
     @property
     def name(self) -> str:

@@ -45,6 +45,7 @@ class Order:
     resume: bool = False
     trusted: bool = False
     credentials: tuple[str, ...] = ()
+    propose_limit_s: float | None = None
 
 
 def loop(order: Order, engine: Engine, find_image: Callable[[str], ImageRef], listener: Listener) -> Iterator[Record]:
