@@ -34,6 +34,9 @@ def loop(
     tag: Annotated[str | None, typer.Option(help="The promotion branch's tag (default: month and day).")] = None,
     metric: Annotated[str | None, typer.Option(help="unit_pass_rate, coverage or any name that a run reports.")] = None,
     target: Annotated[Path | None, typer.Option(help="Instead of --repo; needs no arsandbox.toml.")] = None,
+    gpus: Annotated[
+        str | None, typer.Option(help="Of each run: none, how many, or UUIDs; else what config or image says.")
+    ] = None,
     policy: Annotated[str | None, typer.Option(help="A preset's name or a policy file.")] = None,
     no_promote: Annotated[bool, typer.Option("--no-promote", help="Measure and decide only.")] = False,
     accept_self_reported: Annotated[
@@ -63,6 +66,7 @@ def loop(
         promote=not no_promote,
         accept_self_reported=accept_self_reported,
         policy=policy,
+        gpus=gpus,
         metric=metric,
         fallback=fallback(metric, None, duration_option(budget, "--budget") or 300.0) if metric else None,
     )

@@ -37,6 +37,9 @@ def run(
     memory: Annotated[str | None, typer.Option(help="Memory, no swap: 512m, 16g.")] = None,
     pids: Annotated[int | None, typer.Option(help="Processes and threads, like 512.")] = None,
     disk: Annotated[str | None, typer.Option(help="What the run may write: 2g.")] = None,
+    gpus: Annotated[
+        str | None, typer.Option(help="none, how many, or UUIDs; without it what the config or the image says.")
+    ] = None,
     policy: PolicyName = None,
     metric: Annotated[str | None, typer.Option(help="The metric's name.")] = None,
     goal: Annotated[str | None, typer.Option(help="min or max.")] = None,
@@ -88,6 +91,7 @@ def run(
         accept_self_reported=accept_self_reported,
         audit=audit,
         policy=policy,
+        gpus=gpus,
     )
     listener = ProgressListener(quiet=json)
     request = experiment.Request(repo, options, base=base, patch=patch, commit=commit)
@@ -209,6 +213,7 @@ def _say_plan(plan: Plan, *, as_json: bool) -> None:
         "command": list(settings.project.command),
         "budget_s": settings.budget_s,
         "grace_s": settings.grace_s,
+        "gpus": str(settings.gpus),
         "policy": settings.policy.model_dump(mode="json"),
         "stages": [] if plan.refusals else rehearse(plan),
     }

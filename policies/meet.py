@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from arsandbox.policies.model import Limits, Policy
+from arsandbox.policies.model import LARGEST, Limits, Policy
 from arsandbox.policies.rules import EVERYTHING, Hosts, Rule
 from arsandbox.sandbox.errors import RefusedError
 from arsandbox.sandbox.quantities import format_size
@@ -115,7 +115,7 @@ def _closed(values: dict[str, Any]) -> dict[str, Any]:
 def shown(name: str, value: Any) -> str:
     """A field's value for people."""
     if name.endswith("_bytes"):
-        return format_size(value)
+        return "no limit" if value == LARGEST else format_size(value)
     if isinstance(value, tuple):
         return "[" + ", ".join(str(list(one)) if isinstance(one, tuple) else str(one) for one in value) + "]"
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -99,7 +99,10 @@ Patterns = Annotated[tuple[str, ...], AfterValidator(_sorted), Union()]
 
 
 class Limits(BaseModel):
-    """Hard limits of one sandbox. Sizes are bytes, `cpus` is cores' worth of time per second, `wall_s` seconds."""
+    """Hard limits of one sandbox. Sizes are bytes, `cpus` is cores' worth of time per second, `wall_s` seconds.
+
+    `vram_bytes` is of each granted GPU, watched and not capped: what goes beyond ends the sandbox.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -111,6 +114,7 @@ class Limits(BaseModel):
     tmp_bytes: Bytes = Field(default=256 * MIB, ge=MIB, le=LARGEST)
     shm_bytes: Bytes = Field(default=256 * MIB, ge=64 * 1024, le=LARGEST)
     output_bytes: Bytes = Field(default=16 * MIB, ge=1024, le=LARGEST)
+    vram_bytes: Bytes = Field(default=LARGEST, ge=MIB, le=LARGEST)
     open_files: Count = Field(default=4096, ge=16, le=LARGEST)
     wall_s: Annotated[float, BeforeValidator(_seconds), Least()] = Field(default=86_400.0, gt=0, le=2_592_000)
 

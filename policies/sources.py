@@ -35,6 +35,7 @@ def _ceiling(judges: bool) -> Policy:
     most = Limits(
         cpus=4096, memory_bytes=LARGEST, pids=4_194_304, disk_bytes=LARGEST, disk_inodes=LARGEST, tmp_bytes=LARGEST,
         shm_bytes=LARGEST, output_bytes=LARGEST, open_files=LARGEST, wall_s=2_592_000,
+        vram_bytes=LARGEST,
     )  # fmt: skip
     return Policy(
         limits=most, network="none" if judges else "allowlist", hosts=(EVERYTHING,),

@@ -31,6 +31,8 @@ class Advisory(Model):
     debian: dict[str, str] = Field(default_factory=dict)
 
 
+TOOLKIT = "nvidia-ctk"
+
 ADVISORIES = (
     Advisory(
         cve="CVE-2024-21626",
@@ -42,7 +44,10 @@ ADVISORIES = (
     Advisory(
         cve="CVE-2025-31133, CVE-2025-52565, CVE-2025-52881", program="runc", fixed=("1.2.8", "1.3.3", "1.4.0-rc.3")
     ),
-    Advisory(cve="CVE-2024-0132, CVE-2025-23359, CVE-2025-23266", program="nvidia-ctk", fixed=("1.17.8",)),
+    # NVIDIA's security bulletins of September 2024, January 2025 and July 2025 (its support answers 5582, 5616, 5659).
+    Advisory(cve="CVE-2024-0132, CVE-2024-0133", program=TOOLKIT, fixed=("1.16.2",)),
+    Advisory(cve="CVE-2025-23359", program=TOOLKIT, fixed=("1.17.4",)),
+    Advisory(cve="CVE-2025-23266, CVE-2025-23267", program=TOOLKIT, fixed=("1.17.8",)),
 )
 
 
@@ -68,8 +73,12 @@ def runc_version() -> tuple[str, str | None] | None:
 
 
 def toolkit_version() -> tuple[str, str | None] | None:
-    """The same of NVIDIA's container toolkit."""
-    return _installed("nvidia-ctk", ["--version"])
+    """(version, None) of NVIDIA's container toolkit: its packages are NVIDIA's own, so upstream's number counts."""
+    for program, option in ((TOOLKIT, "--version"), ("nvidia-container-runtime-hook", "-version")):
+        installed = _installed(program, [option])
+        if installed is not None:
+            return (installed[0], None)
+    return None
 
 
 def _installed(program: str, arguments: list[str]) -> tuple[str, str | None] | None:

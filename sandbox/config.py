@@ -107,6 +107,18 @@ def _directory(value: str) -> str:
 Directory = Annotated[str, AfterValidator(_directory)]
 
 
+def _gpus(value: object) -> object:
+    """A number, `none` or UUIDs, in the form that --gpus takes."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, list | tuple) and value and all(isinstance(one, str) for one in value):
+        return ",".join(value)
+    return value
+
+
+Gpus = Annotated[str, BeforeValidator(_gpus), Field(strict=True, pattern=r"^[0-9A-Za-z/,-]+$", max_length=4096)]
+
+
 class Section(BaseModel):
     """Base of all sections: frozen, unknown keys are errors."""
 
@@ -227,6 +239,7 @@ class LimitsConfig(Section):
     tmp: Bytes | None = None
     shm: Bytes | None = None
     output: Bytes | None = None
+    vram: Bytes | None = None
 
 
 class DecisionConfig(Section):
@@ -277,6 +290,7 @@ class ProjectConfig(Section):
     decision: DecisionConfig = DecisionConfig()
     measurement: MeasurementConfig = MeasurementConfig()
     mounts: tuple[Directory, ...] = ()
+    gpus: Gpus | None = None
     policy: PolicyFile | None = None
 
     def check(self, where: str) -> ProjectConfig:

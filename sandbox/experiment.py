@@ -18,6 +18,7 @@ from arsandbox.sandbox.candidate import Candidate
 from arsandbox.sandbox.engines.port import Engine
 from arsandbox.sandbox.errors import ArsandboxError, Interrupted, UsageError
 from arsandbox.sandbox.events import Listener
+from arsandbox.sandbox.gpu import grant as gpus
 from arsandbox.sandbox.ledger import Ledger
 from arsandbox.sandbox.measure import Bench, Measurement, determinism, measure
 from arsandbox.sandbox.models import (
@@ -57,6 +58,9 @@ def run(what: Plan, engine: Engine, listener: Listener, *, recovering: bool = Tr
     for policy in what.settings.used_policies:
         require_engine(policy, engine.info())
     require_image(engine, what.image)
+    if what.settings.gpus.number:
+        labels = host.labels(f"gpu-trial-{state.new_experiment_id()}", utc_now())
+        gpus.require(what.settings.gpus, engine, what.image, labels=labels)
     if what.branch != what.preferred_branch:
         listener.note(f"{what.preferred_branch} is checked out and never moved: a winner goes to {what.branch}")
     for path in what.candidate.left_out[:5]:

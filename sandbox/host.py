@@ -11,6 +11,7 @@ from pathlib import Path
 
 from arsandbox.sandbox import state
 from arsandbox.sandbox.engines import cgroup
+from arsandbox.sandbox.gpu import nvml
 
 EXPERIMENT_LABEL = "arsandbox.experiment"
 HOME_LABEL = "arsandbox.home"
@@ -28,6 +29,7 @@ def environment() -> dict[str, str]:
         "kernel": platform.release(),
         "load": f"{load[0]:.2f} {load[1]:.2f} {load[2]:.2f}",
         "python": platform.python_version(),
+        **nvml.facts(),
     }
 
 

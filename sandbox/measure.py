@@ -6,6 +6,7 @@ import os
 import tempfile
 import time
 from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from arsandbox.sandbox.errors import StateError
 from arsandbox.sandbox.evaluation import roles, verified
 from arsandbox.sandbox.evaluation.mounts import TARGET, furnish, python_path
 from arsandbox.sandbox.evaluation.tap import DataTap
+from arsandbox.sandbox.gpu.grant import Grant, granted
 from arsandbox.sandbox.metrics import Metrics
 from arsandbox.sandbox.models import Reason, Stage
 from arsandbox.sandbox.run_directory import RunDirectory
@@ -31,6 +33,8 @@ from arsandbox.sandbox.stage import StagePlan, StageRun, last_line, run_stage
 from arsandbox.sandbox.workspace.upper import shown
 
 _MOST_NAMED = 20
+# What another user of a GPU, or its failure, does to a measurement.
+_DISTURBING = ("gpu_lost", "gpu_shared")
 
 
 def measure(bench: Bench, candidate: Candidate, *, seed: int, run: RunDirectory, into: Measurement) -> None:
@@ -63,6 +67,26 @@ def _measure(bench: Bench, candidate: Candidate, seed: int, run: RunDirectory, i
 
 
 def _train(bench: Bench, candidate: Candidate, seed: int, run: RunDirectory, into: Measurement, turn: Turn) -> None:
+    settings, labels = bench.settings, run.labels(bench.longest_s)
+    if not settings.gpus.number:
+        _train_with(None, bench, candidate, seed, run, into, turn, turn.trained)
+        return
+    turn.wait()  # whose turn it is leases the devices; the next turn begins when they are given back
+    ceiling, times = settings.policy.limits.vram_bytes, list[tuple[float, float]]()
+    with granted(settings.gpus, bench.engine, bench.image, ceiling=ceiling, labels=labels) as gpus:
+        _train_with(gpus, bench, candidate, seed, run, into, turn, lambda *told: times.append(told))
+        for finding in gpus.findings():
+            into.findings.append(finding)
+            if finding.code in _DISTURBING:
+                into.disturbed.append(finding.detail)
+    for started, ended in times:
+        turn.trained(started, ended)
+
+
+def _train_with(
+    gpus: Grant | None, bench: Bench, candidate: Candidate, seed: int, run: RunDirectory, into: Measurement,
+    turn: Turn, trained: Callable[[float, float], None],
+) -> None:  # fmt: skip
     settings = bench.settings
     began = time.monotonic()
     stack = bench.layers.layers(candidate.commit, without=settings.heldout).paths
@@ -104,6 +128,7 @@ def _train(bench: Bench, candidate: Candidate, seed: int, run: RunDirectory, int
             cores=cores.listing,
             memory_nodes=cores.memory_nodes,
             egress=Allowlist.of(settings.policy),
+            gpus=gpus,
         )
         into.setup_s += time.monotonic() - began - turn.waited_s
         labels = run.labels(bench.longest_s)
@@ -113,7 +138,7 @@ def _train(bench: Bench, candidate: Candidate, seed: int, run: RunDirectory, int
             end=end, go=go,
         ) as stage:  # fmt: skip
             cores.release()  # before the next training looks for some
-            turn.trained(stage.began, stage.began + stage.outcome.wall_s)
+            trained(stage.began, stage.began + stage.outcome.wall_s)
             steps.reached("trained")
             own = stage.outcome.usage.cpu_s
             into.conditions = hygiene.conditions(

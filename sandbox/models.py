@@ -44,6 +44,7 @@ class Reason(StrEnum):
     PIDS = "pids"
     DISK = "disk"
     OUTPUT = "output"
+    VRAM = "vram"
     INTERRUPTED = "interrupted"
 
 

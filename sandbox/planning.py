@@ -14,6 +14,7 @@ from arsandbox.sandbox import settings as configuration
 from arsandbox.sandbox.candidate import Candidate
 from arsandbox.sandbox.engines.port import Engine
 from arsandbox.sandbox.errors import MachineError, UsageError
+from arsandbox.sandbox.gpu.grant import require_devices
 from arsandbox.sandbox.models import ImageRef, Record, Round
 from arsandbox.sandbox.repository import Repository
 from arsandbox.sandbox.settings import Options, Settings
@@ -85,7 +86,7 @@ def plan(request: Request, *, find_image: Callable[[str], ImageRef]) -> Plan:
             hint="git add arsandbox.toml && git commit -m 'add arsandbox.toml'",
         )
     settings = configuration.resolve(project, options)
-    image = find_image(settings.project.image)
+    image = _image(settings, find_image)
     fixed = prepared.fixed_tree(objects, base, settings, repository.state / "fixed")
     _require_heldout(repository, base, settings)
     if request.patch is not None:
@@ -110,6 +111,16 @@ def plan(request: Request, *, find_image: Callable[[str], ImageRef]) -> Plan:
         preferred_branch=preferred,
         refusals=tuple(candidates.refusals(candidate, objects, settings.rules, settings.policy)),
     )
+
+
+def _image(settings: Settings, find_image: Callable[[str], ImageRef]) -> ImageRef:
+    """The image; where it is not there, what GPUs need is said first: to build it would not help without them."""
+    try:
+        return find_image(settings.project.image)
+    except MachineError:
+        if settings.gpus.number:
+            require_devices(settings.gpus)
+        raise
 
 
 def plan_of(repository: Repository, record: Record, options: Options) -> Plan:

@@ -26,13 +26,19 @@ LIMIT_KEYS = {
     "tmp": "tmp_bytes",
     "shm": "shm_bytes",
     "output": "output_bytes",
+    "vram": "vram_bytes",
 }
 
 
 def stage_policies(
-    project: ProjectConfig, *, limits: Mapping[str, Any] | None = None, named: str | None = None
+    project: ProjectConfig,
+    *,
+    limits: Mapping[str, Any] | None = None,
+    named: str | None = None,
+    gpus: tuple[str, int] = ("", 0),
 ) -> dict[str, Effective]:
-    """The policy of each stage. `limits`: the command line's, by the policy's names; `named`: `--policy`.
+    """The policy of each stage. `limits`: the command line's, by the policy's names; `named`: `--policy`;
+    `gpus`: who asks for how many of them, which concerns the train stage alone.
 
     Raises RefusedError when a source asks for more than a stricter one allows, UsageError for a malformed
     source, MachineError for more cores than the machine has.
@@ -47,6 +53,8 @@ def stage_policies(
             askers.append(Layer("[policy] of the project", project.policy.for_stage(stage), local=False))
         askers += [Layer(name, file.for_stage(stage)) for name, file in command_line]
         askers.append(Layer("the command line", of_options))
+        if stage == "train" and gpus[1]:
+            askers.append(Layer(gpus[0], Policy(gpus=gpus[1])))
         if stage == "prepare":  # last: nothing is granted that this section does not ask for
             askers.append(Layer("[prepare] of the project", _network(project.prepare), local=False))
         try:

@@ -7,6 +7,7 @@ sandboxes "leave": an empty file for each declared output and artifact.
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from arsandbox.sandbox.bench import Bench, Measurement
 from arsandbox.sandbox.engines.fake import FakeEngine, Script, scripted
 from arsandbox.sandbox.engines.port import SandboxSpec
 from arsandbox.sandbox.events import Silent
+from arsandbox.sandbox.gpu.request import GpuRequest
 from arsandbox.sandbox.measure import measure
 from arsandbox.sandbox.models import Stage
 from arsandbox.sandbox.planning import Plan
@@ -29,7 +31,8 @@ def rehearse(plan: Plan) -> list[dict[str, Any]]:
     Raises what the real stages would raise before they start anything: UsageError, RefusedError, StateError.
     """
     engine = FakeEngine(scripted(_scripts(plan.settings)))
-    objects, settings = plan.repository.objects, plan.settings
+    # Devices are a real run's: a rehearsal leases none.
+    objects, settings = plan.repository.objects, replace(plan.settings, gpus=GpuRequest())
     with tempfile.TemporaryDirectory(prefix="rehearsal-", dir=state.home()) as directory:
         place = Path(directory)
         layers = LayerStore(place / "layers", objects)

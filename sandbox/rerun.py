@@ -40,7 +40,7 @@ from arsandbox.sandbox.workspace.layers import LayerStore
 
 Mode = Literal["auto", "exact", "statistical", "audit"]
 # Facts that change what a value means; with another one of these only differences can be compared.
-_HOST_FACTS = ("architecture", "cpu")
+_HOST_FACTS = ("architecture", "cpu", "gpu")
 LEAST_RUNS = 3
 
 

@@ -17,6 +17,9 @@ from arsandbox.sandbox.config import ProjectConfig
 from arsandbox.sandbox.decision.rules import Rule
 from arsandbox.sandbox.engines.port import ReadOnlyMount
 from arsandbox.sandbox.errors import MachineError, RefusedError, UsageError
+from arsandbox.sandbox.gpu.request import GpuRequest
+from arsandbox.sandbox.gpu.request import default_for as default_gpus
+from arsandbox.sandbox.gpu.request import parse as parse_gpus
 from arsandbox.sandbox.models import Stage
 from arsandbox.sandbox.objects import ObjectStore
 from arsandbox.sandbox.policy_sources import stage_policies
@@ -47,6 +50,7 @@ class Options:
     accept_self_reported: bool = False
     audit: bool = False
     policy: str | None = None
+    gpus: str | None = None
     fallback: Callable[[ObjectStore, str], ProjectConfig] | None = None
 
 
@@ -58,6 +62,7 @@ class Settings:
     policies: Mapping[str, Effective]
     budget_s: float
     grace_s: float
+    gpus: GpuRequest
 
     @property
     def policy(self) -> Policy:
@@ -113,16 +118,21 @@ class Settings:
     def effective(self) -> dict[str, Any]:
         """The policy as it is recorded, with the edit rules that the candidate passed."""
         edits = {"editable": list(self.rules.editable), "protected": list(self.rules.protected)}
-        return {**self.policy.model_dump(mode="json"), "edits": edits}
+        asked = {"asked_gpus": str(self.gpus)} if self.gpus.number else {}
+        return {**self.policy.model_dump(mode="json"), "edits": edits, **asked}
 
     def digest(self, *, image: str, fixed_tree: str, data: str | None) -> str:
         """Names the measuring set-up: values are comparable where, and only where, this is equal."""
         project = self.project.model_dump(
-            mode="json", exclude={"decision", "editable", "protected", "image", "measurement", "policy", "mounts"}
+            mode="json",
+            exclude={"decision", "editable", "protected", "image", "measurement", "policy", "mounts", "gpus"},
         )
         if self.project.mounts:
             project["mounts"] = list(self.project.mounts)
-        limits = self.policy.limits.model_dump(mode="json", exclude={"wall_s"})  # a bound on what is measured with
+        if self.gpus.number:
+            project["gpus"] = self.gpus.number
+        # The time and the GPU memory that are allowed end a run; they do not change what it measures.
+        limits = self.policy.limits.model_dump(mode="json", exclude={"wall_s", "vram_bytes"})
         document = {
             "project": {**project, "budget": self.budget_s, "grace": self.grace_s},
             "limits": limits,
@@ -157,16 +167,25 @@ def resolve(project: ProjectConfig | None, options: Options) -> Settings:
             '--audit needs a model that can be asked: [evaluate] with interface = "lm"',
             hint="docs/integrity.md says how to move a project there",
         )
-    policies = stage_policies(project, limits=options.limits, named=options.policy)
+    gpus, asker = _gpus(project, options)
+    policies = stage_policies(project, limits=options.limits, named=options.policy, gpus=(asker, gpus.number))
     budget = options.budget_s if options.budget_s is not None else project.budget
     if budget <= 0:
         raise UsageError("--budget must be longer than nothing", hint="write it like 90s, 5m or 1h30m")
     grace = options.grace_s if options.grace_s is not None else project.grace
     if grace is None:
         grace = max(_LEAST_GRACE_S, budget / 10)
-    settings = Settings(project, policies, budget, grace)
+    settings = Settings(project, policies, budget, grace, gpus)
     _require_allowed(settings)
     return settings
+
+
+def _gpus(project: ProjectConfig, options: Options) -> tuple[GpuRequest, str]:
+    """What is asked for, and by whom: the command line, else the project, else the image."""
+    for asker, text in (("--gpus", options.gpus), ("gpus of the project", project.gpus)):
+        if text is not None:
+            return parse_gpus(text, what=asker), asker
+    return default_gpus(project.image), f"the image {project.image} (--gpus none leaves it out)"
 
 
 def _with_options(project: ProjectConfig, options: Options) -> ProjectConfig:

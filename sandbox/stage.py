@@ -7,7 +7,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,15 +19,16 @@ from arsandbox.sandbox.egress.proxy import Proxy
 from arsandbox.sandbox.engines.port import Engine, EnoughError, Outcome, ReadOnlyMount, Sandbox, SandboxSpec
 from arsandbox.sandbox.errors import StateError
 from arsandbox.sandbox.events import Listener
+from arsandbox.sandbox.gpu.grant import Grant
 from arsandbox.sandbox.metrics import MetricReader, Metrics
-from arsandbox.sandbox.models import ImageRef, Stage, StageRecord, utc_now
+from arsandbox.sandbox.models import ImageRef, Reason, Stage, StageRecord, utc_now
 
 
 @dataclass(frozen=True)
 class StagePlan:
     """What one stage runs. `log` is the file that its output goes to; `metric` is shown while it runs.
 
-    `egress` is what the stage may reach (`Allowlist.of` its policy); None is no network at all.
+    `egress` is what the stage may reach (`Allowlist.of` its policy); None is no network at all. `gpus` are leased.
     """
 
     stage: Stage
@@ -43,6 +44,7 @@ class StagePlan:
     memory_nodes: str = ""
     mounts: tuple[ReadOnlyMount, ...] = ()
     egress: Allowlist | None = None
+    gpus: Grant | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,8 @@ class _Watcher:
 
     def tick(self, elapsed_s: float, memory_bytes: int) -> None:
         if self._end is not None and self._end.is_set():
+            raise EnoughError
+        if self._plan.gpus is not None and self._plan.gpus.over is not None:
             raise EnoughError
         latest = self.reader.latest(self._plan.metric)
         self._listener.progress(self._plan.stage, elapsed_s, self._plan.limit_s, memory_bytes, latest)
@@ -127,9 +131,12 @@ def run_stage(
             listener.stage_started(plan.stage, plan.limit_s)
             started_at, started = utc_now(), time.monotonic()
             try:
-                outcome = sandbox.run(watcher)
+                with plan.gpus.sampled() if plan.gpus is not None else nullcontext():
+                    outcome = sandbox.run(watcher)
             finally:
                 listener.stage_ended(plan.stage)
+            if plan.gpus is not None:
+                outcome = _with_gpus(outcome, plan.gpus)
             if proxy is not None:
                 proxy.stop()
             record = StageRecord(
@@ -169,10 +176,20 @@ def _specification(
         deadline_s=plan.limit_s,
         cores=plan.cores,
         memory_nodes=plan.memory_nodes,
+        gpus=plan.gpus.uuids if plan.gpus is not None else (),
         mounts=mounts,
         scratch=scratch,
-        labels=dict(labels),
+        labels={**labels, **(plan.gpus.labels if plan.gpus is not None else {})},
     )
+
+
+def _with_gpus(outcome: Outcome, gpus: Grant) -> Outcome:
+    """With what was seen of its GPUs; where it was ended for that, with the reason."""
+    ended = outcome.termination
+    if gpus.over is not None and ended.reason is Reason.INTERRUPTED:
+        ended = ended.model_copy(update={"reason": Reason.VRAM, "detail": gpus.over})
+    usage = outcome.usage.model_copy(update={"gpu": gpus.usage().model_dump(mode="json")})
+    return outcome.model_copy(update={"usage": usage, "termination": ended})
 
 
 def last_line(log: Path) -> str:

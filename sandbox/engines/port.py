@@ -6,7 +6,7 @@ with the one command that helps. Nothing in a specification or an answer is spec
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -27,7 +27,8 @@ class SandboxSpec(Model):
 
     `layers` are the read-only lower layers of the workspace, topmost first; `scratch` is an empty
     directory of ours for this sandbox alone; `deadline_s` counts from the start of the process;
-    `cores` and `memory_nodes` pin it, in the kernel's list format, where they are not empty.
+    `cores` and `memory_nodes` pin it, in the kernel's list format, where they are not empty; `gpus` are the UUIDs
+    of the devices that it sees, which the caller has leased (only where the engine is a `GpuOffer`).
     """
 
     experiment: str
@@ -41,6 +42,7 @@ class SandboxSpec(Model):
     deadline_s: float
     cores: str = ""
     memory_nodes: str = ""
+    gpus: tuple[str, ...] = ()
     scratch: Path
     labels: dict[str, str]
 
@@ -135,6 +137,17 @@ class RuntimeChooser(Protocol):
 
     def with_runtime(self, name: str) -> Engine:
         """The same engine with another runtime. Raises MachineError where it does not have it."""
+
+
+@runtime_checkable
+class GpuOffer(Protocol):
+    """An engine whose sandboxes can be given GPUs. Optional."""
+
+    def offer_gpus(self, image: ImageRef, uuids: Sequence[str], *, labels: Mapping[str, str]) -> str:
+        """By which way a sandbox of `image` gets exactly these devices; tried, in one that bears `labels`.
+
+        Raises MachineError with what is missing and the one command that helps.
+        """
 
 
 class Engine(SandboxRunner, ImageHolder, Sweeper, Prober, Protocol):

@@ -11,7 +11,8 @@ from arsandbox.sandbox.errors import MachineError
 
 # 60578-61183 is unused by Debian, by systemd's dynamic users and by subordinate id ranges (uid-gid.md).
 # Root's runs and those of users with the socket alone cannot see each other's locks: a half each.
-RANGE = range(61000, 61092) if os.geteuid() == 0 else range(61092, 61184)
+ALL = range(61000, 61184)
+RANGE = ALL[:92] if os.geteuid() == 0 else ALL[92:]
 
 
 class Uid:

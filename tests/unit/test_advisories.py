@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +11,7 @@ from arsandbox.sandbox import advisories
 from arsandbox.sandbox.advisories import ADVISORIES, judge
 from arsandbox.sandbox.doctor import known_holes
 
-LEAK, MASKED, TOOLKIT = ADVISORIES
+LEAK, MASKED, MOUNT, MOUNT_AGAIN, TOOLKIT = ADVISORIES
 
 
 @pytest.mark.parametrize(
@@ -29,6 +30,10 @@ LEAK, MASKED, TOOLKIT = ADVISORIES
         (MASKED, "1.4.0-rc.3", "fixed"),
         (MASKED, "1.4.0", "fixed"),
         (MASKED, "1.5.1", "fixed"),
+        (MOUNT, "1.16.1", "broken"),
+        (MOUNT, "1.16.2", "fixed"),
+        (MOUNT_AGAIN, "1.17.3", "broken"),
+        (MOUNT_AGAIN, "1.17.4", "fixed"),
         (TOOLKIT, "1.17.7", "broken"),
         (TOOLKIT, "1.17.8", "fixed"),
         (TOOLKIT, "1.18.0", "fixed"),
@@ -51,6 +56,21 @@ def test_upstream_versions(advisory: advisories.Advisory, version: str, expected
 )
 def test_a_distribution_that_backports(package: str, leak: str, masked: str) -> None:
     assert (judge(LEAK, "1.1.5+ds1", package), judge(MASKED, "1.1.5+ds1", package)) == (leak, masked)
+
+
+def test_the_toolkits_version_is_what_it_says_and_else_its_hooks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    before = advisories.toolkit_version()
+    for name, option, words, version in (
+        ("nvidia-container-runtime-hook", "-version", "NVIDIA Container Runtime Hook version 1.14.3", "1.14.3"),
+        ("nvidia-ctk", "--version", "NVIDIA Container Toolkit CLI version 1.17.8", "1.17.8"),
+    ):
+        program = tmp_path / name
+        program.write_text(f"#!/bin/sh\n[ \"$1\" = {option} ] && echo '{words}'\necho 'commit: 0f1e2d3c'\n")
+        program.chmod(0o755)
+        assert advisories.toolkit_version() == (version, None) != before
 
 
 @pytest.mark.parametrize(

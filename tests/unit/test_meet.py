@@ -128,6 +128,7 @@ TIGHT: dict[str, tuple[str, str]] = {
     "limits.tmp_bytes": ("[limits]\ntmp_bytes = '1m'", "[policy.limits]\ntmp_bytes = '2m'"),
     "limits.shm_bytes": ("[limits]\nshm_bytes = '1m'", "[policy.limits]\nshm_bytes = '2m'"),
     "limits.output_bytes": ("[limits]\noutput_bytes = '1m'", "[policy.limits]\noutput_bytes = '2m'"),
+    "limits.vram_bytes": ("[limits]\nvram_bytes = '8g'", "[policy.limits]\nvram_bytes = '9g'"),
     "limits.open_files": ("[limits]\nopen_files = 100", "[policy.limits]\nopen_files = 101"),
     "limits.wall_s": ("[limits]\nwall_s = '1m'", "[policy.limits]\nwall_s = '2m'"),
     "network": ("network = 'none'", "[policy]\nnetwork = 'allowlist'"),

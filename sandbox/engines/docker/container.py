@@ -11,6 +11,7 @@ from docker.types import LogConfig, Mount, Ulimit
 
 from arsandbox.policies.seccomp import docker_profile
 from arsandbox.sandbox.engines import init
+from arsandbox.sandbox.engines.docker import gpus
 from arsandbox.sandbox.engines.port import SandboxSpec
 from arsandbox.sandbox.engines.variables import variables
 
@@ -20,8 +21,10 @@ INSIDE_MARGIN_S = 1.0
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-def host_config(api: docker.APIClient, spec: SandboxSpec, *, volume: str, runtime: str) -> dict[str, Any]:
-    """The container's host configuration: read-only root, no network, no capability, hard limits."""
+def host_config(
+    api: docker.APIClient, spec: SandboxSpec, *, volume: str, runtime: str, gpu_way: str = ""
+) -> dict[str, Any]:
+    """The container's host configuration: read-only root, no network, no capability, hard limits, leased GPUs."""
     limits = spec.limits
     mounts = [
         # no_copy: else the engine copies the image's /workspace into the upper layer, as root.
@@ -57,6 +60,7 @@ def host_config(api: docker.APIClient, spec: SandboxSpec, *, volume: str, runtim
         restart_policy={"Name": "no"},
         auto_remove=False,  # it would destroy the exit code and the OOM flag
         devices=[],
+        device_requests=[gpus.device_request(gpu_way, spec.gpus)] if spec.gpus else [],
     )
     config["CgroupnsMode"] = "private"
     config["Runtime"] = runtime
@@ -65,20 +69,21 @@ def host_config(api: docker.APIClient, spec: SandboxSpec, *, volume: str, runtim
     return config
 
 
-def environment(spec: SandboxSpec, uid: int) -> dict[str, str]:
+def environment(spec: SandboxSpec, uid: int, gpu_way: str = "") -> dict[str, str]:
     """Every variable that the command gets; the image's own loader and GPU variables are overridden."""
     own = {
-        "NVIDIA_VISIBLE_DEVICES": "void",
-        "NVIDIA_DRIVER_CAPABILITIES": "",
+        **gpus.variables(gpu_way, spec.gpus),
         "LD_PRELOAD": "",
         "LD_LIBRARY_PATH": "",
     }
     return own | variables(spec, uid, path=_PATH)
 
 
-def create(api: docker.APIClient, spec: SandboxSpec, *, name: str, volume: str, uid: int, runtime: str) -> str:
+def create(
+    api: docker.APIClient, spec: SandboxSpec, *, name: str, volume: str, uid: int, runtime: str, gpu_way: str = ""
+) -> str:
     """Create (not start) the container and return its id. Raises the SDK's exceptions."""
-    own = environment(spec, uid)
+    own = environment(spec, uid, gpu_way)
     created = api.create_container(
         image=spec.image.digest,
         command=[f"{spec.deadline_s + INSIDE_MARGIN_S:.3f}", *spec.command],
@@ -94,7 +99,7 @@ def create(api: docker.APIClient, spec: SandboxSpec, *, name: str, volume: str, 
         tty=False,
         healthcheck={"test": ["NONE"]},
         stop_signal="SIGKILL",
-        host_config=host_config(api, spec, volume=volume, runtime=runtime),
+        host_config=host_config(api, spec, volume=volume, runtime=runtime, gpu_way=gpu_way),
     )
     identity: str = created["Id"]
     return identity

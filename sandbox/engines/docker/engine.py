@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import docker
 
+from arsandbox.sandbox.engines.docker import gpus
 from arsandbox.sandbox.engines.docker.client import (
     APIError,
     ImageNotFound,
@@ -31,10 +32,23 @@ class DockerEngine:
 
     def __init__(self, client: docker.DockerClient, info: EngineInfo) -> None:
         self._client, self._info = client, info
+        self._gpu_ways: dict[tuple[str, ...], str] = {}
 
     def sandbox(self, spec: SandboxSpec) -> AbstractContextManager[Sandbox]:
         """See the port."""
-        return DockerSandbox(self._client, spec, self._info.runtime)
+        way = self.offer_gpus(spec.image, spec.gpus, labels=spec.labels) if spec.gpus else ""
+        return DockerSandbox(self._client, spec, self._info.runtime, way)
+
+    def offer_gpus(self, image: ImageRef, uuids: Sequence[str], *, labels: Mapping[str, str]) -> str:
+        """See the port. Each set of devices is tried once per image and process."""
+        if self._info.runtime == GVISOR:
+            raise MachineError("no GPU is granted under gVisor (runsc)", hint="leave --runtime out, or --gpus none")
+        known = (image.digest, *uuids)
+        if known not in self._gpu_ways:
+            self._gpu_ways[known] = gpus.offered(
+                self._client.api, image.digest, uuids, runtime=self._info.runtime, labels=labels
+            )
+        return self._gpu_ways[known]
 
     def find_image(self, name: str) -> ImageRef | None:
         """See the port: images are pinned in the catalogue."""

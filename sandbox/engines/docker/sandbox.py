@@ -35,8 +35,8 @@ _NOT_EXECUTED = (126, 127)
 class DockerSandbox:
     """Context manager over one container, its workspace volume, its quota and its uid."""
 
-    def __init__(self, client: docker.DockerClient, spec: SandboxSpec, runtime: str) -> None:
-        self._client, self._spec, self._runtime = client, spec, runtime
+    def __init__(self, client: docker.DockerClient, spec: SandboxSpec, runtime: str, gpu_way: str = "") -> None:
+        self._client, self._spec, self._runtime, self._gpu_way = client, spec, runtime, gpu_way
         self._name = f"arsandbox-{spec.experiment}-{spec.stage.value}-{os.urandom(3).hex()}"
         self._container = ""
         self._pid = 0
@@ -64,6 +64,7 @@ class DockerSandbox:
                     volume=self._name,
                     uid=self._uid.number,
                     runtime=self._runtime,
+                    gpu_way=self._gpu_way,
                 )
         except NotFound as error:
             self._remove()

@@ -1,0 +1,1 @@
+"""GPUs for a training stage: what was asked for, exclusive leases, what was used. docs/gpus.md."""

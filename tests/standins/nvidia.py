@@ -1,0 +1,103 @@
+"""Stand-ins for what a GPU machine has: the driver's library and the container runtime's hook. Nothing is a test."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+
+HERE = Path(__file__).parent
+GIB = 1024**3
+# In the hook's place: writes down the container's environment, and gives it harmless nodes (/dev/null) as the real one
+# would, one a device; a file `tells` beside it makes it fail with these words, as nvidia-container-cli does.
+HOOK = """#!/bin/sh
+exec 3<&0
+exec python3 - "$@" <<'PROGRAM'
+import json, os, pathlib, subprocess, sys
+place = pathlib.Path({place!r})
+if sys.argv[1:] == ["-version"]:
+    print("NVIDIA Container Runtime Hook version 1.17.8")
+    sys.exit()
+given = json.load(open(3))
+spec = json.loads(pathlib.Path(given["bundle"], "config.json").read_text())
+env = [line for line in spec["process"]["env"] if line.startswith("NVIDIA_")]
+with (place / "calls").open("a") as file:
+    file.write(json.dumps({{"arguments": sys.argv[1:], "env": env, "user": spec["process"]["user"],
+                            "readonly": spec["root"]["readonly"]}}) + "\\n")
+if (place / "tells").exists():
+    sys.exit((place / "tells").read_text())
+last = dict(line.split("=", 1) for line in env)
+devices = last["NVIDIA_VISIBLE_DEVICES"].split(",")
+root = spec["root"]["path"]
+for name in ["nvidiactl", *(f"nvidia{{n}}" for n in range(len(devices)))]:
+    subprocess.run(["nsenter", "-t", str(given["pid"]), "-m", "mknod", "-m", "666", f"{{root}}/dev/{{name}}",
+                    "c", "1", "3"], check=True)
+PROGRAM
+"""
+
+
+def compiled(directory: Path) -> Path | None:
+    """The directory with the stand-in libnvidia-ml.so.1; None where there is no C compiler."""
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if compiler is None:
+        return None
+    library = directory / "libnvidia-ml.so.1"
+    subprocess.run(
+        [
+            compiler,
+            "-shared",
+            "-fPIC",
+            "-O1",
+            "-Wl,-soname,libnvidia-ml.so.1",
+            "-o",
+            str(library),
+            str(HERE / "nvml.c"),
+        ],
+        check=True,
+    )
+    return directory
+
+
+@dataclass
+class Gpu:
+    """One device of the stand-in driver."""
+
+    uuid: str
+    total: int = 80 * GIB
+    used: int = GIB // 2
+    utilisation: int = 0
+    clock: int = 1980
+    reasons: int = 0
+    pid: int = 0
+    parent: str = "-"
+    name: str = "NVIDIA H100 80GB HBM3"
+
+
+@dataclass
+class Driver:
+    """The stand-in driver's devices, told through a file."""
+
+    file: Path
+    devices: list[Gpu] = field(default_factory=list)
+
+    def tell(self, *devices: Gpu) -> None:
+        """From now on these, and no others, are there."""
+        self.devices = list(devices)
+        fresh = self.file.with_suffix(f".{os.getpid()}")
+        fresh.write_text(
+            "".join(
+                f"{d.uuid}|{d.name}|{d.total}|{d.used}|{d.utilisation}|{d.clock}|{d.reasons}|{d.pid}|{d.parent}\n"
+                for d in devices
+            )
+        )
+        fresh.rename(self.file)
+
+
+def hook(directory: Path) -> Path:
+    """Put the recording hook into `directory`, which must then be in the PATH of dockerd; what it saw is in `calls`."""
+    program = directory / "nvidia-container-runtime-hook"
+    program.write_text(HOOK.format(place=str(directory)))
+    program.chmod(0o755)
+    return program
