@@ -64,6 +64,12 @@ def wait_for(condition: Callable[[], Any]) -> None:
         time.sleep(0.01)
 
 
+def sampled_anew(held: Any) -> None:
+    """Wait until the sampler has seen what the driver says from now on."""
+    seen = held.usage().samples
+    wait_for(lambda: held.usage().samples >= seen + 2)
+
+
 # --- what is asked for ---
 
 
@@ -209,7 +215,7 @@ def test_usage_is_sampled_above_the_baseline(driver: Driver) -> None:
 def test_more_memory_than_the_ceiling_is_a_reason_to_end(driver: Driver) -> None:
     with grant(GpuRequest(uuids=(A,)), ceiling=2 * GIB) as held, held.sampled():
         driver.tell(Gpu(A, used=GIB // 2 + 2 * GIB))
-        time.sleep(0.1)
+        sampled_anew(held)
         assert held.over is None
         driver.tell(Gpu(A, used=GIB // 2 + 2 * GIB + 1))
         wait_for(lambda: held.over is not None)
@@ -218,8 +224,7 @@ def test_more_memory_than_the_ceiling_is_a_reason_to_end(driver: Driver) -> None
 
 def test_memory_that_does_not_come_back_is_a_finding(driver: Driver) -> None:
     with grant(GpuRequest(uuids=(A,))) as held:
-        with held.sampled():
-            driver.tell(Gpu(A, used=GIB // 2 + 100 * 1024**2))
+        driver.tell(Gpu(A, used=GIB // 2 + 100 * 1024**2))
         (found,) = held.findings()
         assert found.code == "gpu_not_returned" and "100.0 MiB of its memory did not come back" in found.detail
         driver.tell(Gpu(A, pid=1234567))
@@ -233,7 +238,7 @@ def test_a_stranger_on_the_device_is_a_finding_and_a_sandbox_is_none(driver: Dri
     with grant(GpuRequest(uuids=(A,))) as held:
         with held.sampled():
             driver.tell(Gpu(A, pid=os.getpid()))
-            time.sleep(0.1)
+            sampled_anew(held)
             driver.tell(Gpu(A))
         assert [found.code for found in held.findings()] == ["gpu_shared"]
     if os.geteuid() == 0:
@@ -242,7 +247,7 @@ def test_a_stranger_on_the_device_is_a_finding_and_a_sandbox_is_none(driver: Dri
             with grant(GpuRequest(uuids=(A,))) as held:
                 with held.sampled():
                     driver.tell(Gpu(A, pid=own.pid))
-                    time.sleep(0.1)
+                    sampled_anew(held)
                     driver.tell(Gpu(A))
                 assert held.findings() == []
         finally:
@@ -253,8 +258,9 @@ def test_a_stranger_on_the_device_is_a_finding_and_a_sandbox_is_none(driver: Dri
 def test_a_lost_device_is_a_finding(driver: Driver) -> None:
     with grant(GpuRequest(uuids=(A,))) as held:
         with held.sampled():
+            sampled_anew(held)
             driver.tell(Gpu(B))
-            time.sleep(0.1)
+            wait_for(lambda: held._sampler.lost)
             driver.tell(Gpu(A), Gpu(B))
         assert [found.code for found in held.findings()] == ["gpu_lost"]
         assert held.usage().samples >= 1
