@@ -447,3 +447,16 @@ def test_a_full_disk(project: Any, small_disk: Path, left: int) -> None:
     assert again.record["promotion"] is not None, again
     task.verify()
     assert support.leftovers(small_disk) == [f"mount {small_disk}"]  # the disk itself
+
+
+def test_an_image_that_needs_a_gpu_on_a_machine_without_one(project: Any) -> None:
+    task = project()
+    task.env |= {"LD_LIBRARY_PATH": "", "STANDIN_NVML": ""}
+    done = task.run("--image", "cuda12")
+    driver, hint = done.err.strip().splitlines()
+    assert done.code == 4 and "driver" in driver and "apt-get install nvidia-driver" in hint, done
+    assert task.run("--image", "cuda12", "--dry-run").code == 0
+    done = task.run("--image", "cuda12", "--gpus", "none")
+    assert done.code == 4 and "arsandbox image build cuda12" in done.err, done
+    done = task.run("--gpus", "all")
+    assert done.code == 2 and "--gpus: 'all' is neither" in done.err, done
