@@ -20,7 +20,7 @@ from arsandbox.sandbox.cores import Cores
 from arsandbox.sandbox.egress.destinations import Allowlist
 from arsandbox.sandbox.engines.port import ReadOnlyMount
 from arsandbox.sandbox.errors import StateError
-from arsandbox.sandbox.evaluation import roles, verified
+from arsandbox.sandbox.evaluation import heldout, roles, verified
 from arsandbox.sandbox.evaluation.mounts import TARGET, furnish, python_path
 from arsandbox.sandbox.evaluation.tap import DataTap
 from arsandbox.sandbox.gpu.grant import Grant, granted
@@ -48,6 +48,8 @@ def measure(bench: Bench, candidate: Candidate, *, seed: int, run: RunDirectory,
 
 
 def _measure(bench: Bench, candidate: Candidate, seed: int, run: RunDirectory, into: Measurement, turn: Turn) -> None:
+    for path in heldout.named(candidate.diff, bench.settings.heldout):
+        into.remark("names_heldout", f"the patch names {path}, which training does not have")
     _train(bench, candidate, seed, run, into, turn)
     assert into.train is not None  # noqa: S101 - just run
     into.tests_failed = reported.tests_may_fail(bench, into)
@@ -209,6 +211,8 @@ def _read_back(bench: Bench, candidate: Candidate, stage: StageRun, into: Measur
     into.stages.append(stage.record)
     into.setup_s += stage.setup_s
     _note_reported(stage.metrics, bench.settings.project.metric.name, into)
+    if stage.outlived:
+        into.remark("outlived", f"processes that outlived the training command, and ended with it: {stage.outlived}")
     scanned = time.monotonic()
     into.change_set = stage.sandbox.changes()
     into.tampered = _tampering(bench, candidate, into)

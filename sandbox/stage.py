@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import threading
 import time
@@ -22,6 +23,10 @@ from arsandbox.sandbox.events import Listener
 from arsandbox.sandbox.gpu.grant import Grant
 from arsandbox.sandbox.metrics import MetricReader, Metrics
 from arsandbox.sandbox.models import ImageRef, Reason, Stage, StageRecord, utc_now
+
+# What process 1 says at the end (engines/init.py), within so many bytes.
+_OUTLIVED = re.compile(rb"^arsandbox: processes that outlived the command: (\d{1,6})$", re.MULTILINE)
+_LAST_WORDS = 4096
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,11 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class StageRun:
-    """A stage that ended, with its sandbox still there to be read. `began`: its command's start, monotonic clock."""
+    """A stage that ended, with its sandbox still there to be read.
+
+    `began`: its command's start, monotonic clock; `outlived`: how many processes the command left running, by
+    the word of process 1.
+    """
 
     record: StageRecord
     outcome: Outcome
@@ -57,6 +66,7 @@ class StageRun:
     sandbox: Sandbox
     setup_s: float
     began: float
+    outlived: int
 
 
 class _Watcher:
@@ -66,11 +76,13 @@ class _Watcher:
         self._plan, self._listener, self._end = plan, listener, end
         self._log = plan.log.open("wb")
         self._digest = hashlib.sha256()
+        self._end_of_output = b""
         self.reader = MetricReader()
         self.problem: OSError | None = None
 
     def output(self, chunk: bytes) -> None:
         self._digest.update(chunk)
+        self._end_of_output = (self._end_of_output + chunk)[-_LAST_WORDS:]
         self.reader.feed(chunk)
         try:
             self._log.write(chunk)
@@ -84,6 +96,12 @@ class _Watcher:
             raise EnoughError
         latest = self.reader.latest(self._plan.metric)
         self._listener.progress(self._plan.stage, elapsed_s, self._plan.limit_s, memory_bytes, latest)
+
+    def outlived(self) -> int:
+        """How many processes the command left; a command that says so itself accuses nobody else."""
+        found = _OUTLIVED.findall(self._end_of_output)
+        forwarder = 1 if self._plan.egress is not None else 0
+        return max(0, int(found[-1]) - forwarder) if found else 0
 
     def close(self) -> str:
         try:
@@ -150,7 +168,8 @@ def run_stage(
                 egress=proxy.report() if proxy is not None else None,
             )
             setup = created - began + outcome.start_s
-            yield StageRun(record, outcome, watcher.reader.close(), sandbox, setup, started + outcome.start_s)
+            metrics, command_began = watcher.reader.close(), started + outcome.start_s
+            yield StageRun(record, outcome, metrics, sandbox, setup, command_began, watcher.outlived())
     finally:
         if directory.exists():
             shutil.rmtree(directory, ignore_errors=True)

@@ -78,6 +78,7 @@ class EndingsContract(Contract):
         assert done.reason is Reason.COMPLETED, done.outcome
         assert done.outcome.wall_s < 10
         assert processes_with(marker) == []
+        assert done.text.endswith("\narsandbox: processes that outlived the command: 1\n"), done.text
 
     def test_a_process_that_stops_itself(self, box: Box) -> None:
         program = """

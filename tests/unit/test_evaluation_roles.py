@@ -17,6 +17,7 @@ from arsandbox.sandbox import confirmation, experiment, hand_promotion
 from arsandbox.sandbox.engines.fake import FakeEngine, Script
 from arsandbox.sandbox.engines.port import SandboxSpec
 from arsandbox.sandbox.errors import RefusedError
+from arsandbox.sandbox.evaluation import heldout
 from arsandbox.sandbox.evaluation.box import wire
 from arsandbox.sandbox.evaluation.channel import SOCKET_NAME
 from arsandbox.sandbox.evaluation.mounts import TARGET
@@ -132,6 +133,44 @@ def improved(repository: Any, roles: Roles, **options: Any) -> Record:
     """The record of an edit that is better than the base."""
     (repository.path / "train.py").write_text("better\n")
     return run(repository, roles, **options)
+
+
+def test_a_patch_that_names_held_out_data_is_told(make_repo: Callable[..., Any]) -> None:
+    repository = make_repo({**FILES, "arsandbox.toml": MODEL.replace("RULE", "greedy")})
+    assert run(repository, Roles()).findings == ()
+    (repository.path / "train.py").write_text("open('heldout/text')\n")
+    (repository.path / "serve.py").write_text("serve\n")
+    record = run(repository, Roles())
+    assert [(f.code, f.detail) for f in record.findings] == [
+        ("names_heldout", "the patch names heldout, which training does not have")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        (b"+open('heldout/text.txt')", True), (b'+Path("heldout") / "x"', True), (b"+x = val.bin", True),
+        (b"-open('heldout/text.txt')", False), (b" heldout/", False), (b"+++ b/heldout/x", False),
+        (b"+my_heldout/ heldouts heldout-2 x.heldout val.binary", False), (b"+\xff heldout/", True),
+    ],
+)  # fmt: skip
+def test_what_names_held_out_data(line: bytes, found: bool) -> None:
+    assert (
+        bool(heldout.named(b"--- a/train.py\n+++ b/train.py\n@@ -1 +1 @@\n" + line + b"\n", ("heldout/", "val.bin")))
+        is found
+    )
+
+
+def test_processes_that_outlive_training_are_told(make_repo: Callable[..., Any]) -> None:
+    last = b"\narsandbox: processes that outlived the command: 2\n"
+
+    class Leaving(Roles):
+        def __call__(self, spec: SandboxSpec) -> Script:
+            script = super().__call__(spec)
+            return script.model_copy(update={"output": b"x" * 5000 + last}) if spec.stage is Stage.TRAIN else script
+
+    record = run(make_repo({**FILES, "arsandbox.toml": PREDICTIONS}), Leaving())
+    assert [(f.code, f.detail[-3:]) for f in record.findings] == [("outlived", ": 2")]
 
 
 def test_a_scorer_that_runs_out_of_memory_says_on_which_file(make_repo: Callable[..., Any]) -> None:
