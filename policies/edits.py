@@ -47,7 +47,7 @@ class EditRules:
     def is_editable(self, path: str) -> bool:
         """Whether a candidate may change `path`."""
         groups = (self.editable, *self.bounds)
-        return all(_spec(group).match_file(path) for group in groups) and not self.is_protected(path)
+        return _clean(path) and all(_spec(group).match_file(path) for group in groups) and not self.is_protected(path)
 
     def is_protected(self, path: str) -> bool:
         """Whether `path` is declared as protected."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ssl
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from arsandbox.sandbox.egress.destinations import DeniedError
@@ -38,13 +38,17 @@ class HelloReader:
     """Takes the bytes of a connection until its ClientHello is complete."""
 
     def __init__(self) -> None:
+        self._seen: list[str | None] = []
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.sni_callback = self._seen
+        context.sni_callback = _noting(self._seen)
         self._input = ssl.MemoryBIO()
         self._session = context.wrap_bio(self._input, ssl.MemoryBIO(), server_side=True)
         self._length = 0
-        self._complete = False
-        self.name: str | None = None
+
+    @property
+    def name(self) -> str | None:
+        """The name that the client asked for, once its greeting is complete; None where it named nobody."""
+        return self._seen[0] if self._seen else None
 
     def feed(self, data: bytes) -> bool:
         """Take more bytes; True once `name` holds what the client asked for (None: it named nobody).
@@ -61,12 +65,18 @@ class HelloReader:
         except ssl.SSLWantReadError:
             return False
         except ssl.SSLError as error:
-            if not self._complete:
+            if not self._seen:
                 raise DeniedError(
                     EgressDecision.NOT_TLS, "the tunnel does not begin with a TLS greeting of version 1.2 or later"
                 ) from error
-        return self._complete
+        return bool(self._seen)
 
-    def _seen(self, _session: ssl.SSLObject, name: str | None, _context: ssl.SSLContext) -> int:
-        self.name, self._complete = name, True
+
+def _noting(seen: list[str | None]) -> Callable[[ssl.SSLObject, str | None, ssl.SSLContext], int]:
+    """A callback that knows no reader: in a cycle with it a context would outlive its connection, 50 kB each."""
+
+    def note(_session: ssl.SSLObject, name: str | None, _context: ssl.SSLContext) -> int:
+        seen.append(name)
         return int(ssl.AlertDescription.ALERT_DESCRIPTION_CLOSE_NOTIFY)
+
+    return note

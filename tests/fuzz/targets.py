@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import atexit
 import math
+import shutil
+import subprocess
+import tempfile
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 
 from arsandbox.policies.edits import EditRules
-from arsandbox.sandbox import config
+from arsandbox.policies.model import Policy
+from arsandbox.sandbox import candidate, config
 from arsandbox.sandbox.egress.destinations import Allowlist, DeniedError, Destination, is_public
 from arsandbox.sandbox.egress.hello import HelloReader
 from arsandbox.sandbox.egress.request import Onward, RequestReader
 from arsandbox.sandbox.errors import UsageError
 from arsandbox.sandbox.metrics import MetricReader, read_metrics
+from arsandbox.sandbox.objects import ObjectStore
+from arsandbox.sandbox.proposers.brief import tail
+from arsandbox.sandbox.stage import last_line
 from arsandbox.sandbox.state import printable
 
 NAMED = Destination("named.example", 443)
@@ -108,6 +118,65 @@ def path(data: bytes) -> None:
     is_public(name)
 
 
+@cache
+def _place() -> Path:
+    """A directory for the whole process."""
+    place = Path(tempfile.mkdtemp(prefix="fuzz-"))
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    return place
+
+
+def log(data: bytes) -> None:
+    """What is shown of a log is bounded, in plain lines, whatever stands in it."""
+    file = _place() / "log"
+    file.write_bytes(data)
+    shown = tail(file)
+    lines = shown.split("\n")
+    assert len(lines) <= 40 and all(len(line) <= 300 for line in lines)
+    for line in (*lines, last_line(file)):
+        assert line == printable(line) and "\x1b" not in line and "\r" not in line
+
+
+@cache
+def _repository() -> tuple[ObjectStore, str]:
+    """A store over a small repository, and its commit."""
+    repository = _place() / "repository"
+    for name, text in {
+        "train.py": "rate = 1\nsteps = 2\n",
+        "src/model.py": "x = 1\n",
+        "evaluate.py": "y = 1\n",
+    }.items():
+        (repository / name).parent.mkdir(parents=True, exist_ok=True)
+        (repository / name).write_text(text)
+    who = ["-c", "user.name=fuzz", "-c", "user.email=fuzz@example.org"]
+    for command in (["init", "-q"], ["add", "."], [*who, "commit", "-q", "-m", "base"]):
+        subprocess.run(["git", "-C", str(repository), *command], check=True)
+    head = subprocess.run(
+        ["git", "-C", str(repository), "rev-parse", "HEAD"], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    store = ObjectStore.open(
+        _place() / "objects", alternate=repository / ".git" / "objects", object_format="sha1", shallow=None
+    )
+    return store, head
+
+
+def patch(data: bytes) -> None:
+    """A patch makes a candidate or is refused in one line; where nothing is refused only editable paths differ."""
+    objects, base = _repository()
+    try:
+        made = candidate.from_diff(objects, base, data, name="--patch fuzz")
+    except UsageError as error:
+        assert error.message.startswith("--patch fuzz")
+        assert error.message == printable(error.message), error.message
+        return
+    rules = EditRules(editable=("train.py", "src/"), protected=("evaluate.py",))
+    changed = [change.path for change in objects.changes(base, made.commit)]
+    if not candidate.refusals(made, objects, rules, Policy()):
+        assert all(path == "train.py" or path.startswith("src/") for path in changed), changed
+    assert candidate.from_diff(objects, base, made.diff, name="itself").tree == made.tree or not changed
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "request": request, "greeting": greeting, "metrics": metrics, "config": project, "path": path,
+    "log": log, "patch": patch,
 }  # fmt: skip

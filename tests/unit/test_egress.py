@@ -16,7 +16,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from arsandbox.policies.model import Policy
-from arsandbox.sandbox.egress.destinations import Allowlist, Destination, is_public
+from arsandbox.sandbox.egress.destinations import Allowlist, DeniedError, Destination, is_public
+from arsandbox.sandbox.egress.hello import HelloReader
 from arsandbox.sandbox.egress.proxy import SOCKET_NAME, Proxy
 from arsandbox.sandbox.egress.relay import Bounds
 from arsandbox.sandbox.models import EgressDecision, EgressRequest
@@ -417,3 +418,21 @@ def test_special_addresses_are_not_public(address: str) -> None:
 
 def test_destinations_are_compared_in_lower_case() -> None:
     assert Destination.parse("Index.Example:443") == Destination("index.example", 443)
+
+
+def test_a_greetings_memory_goes_with_its_reader() -> None:
+    """Found by fuzzing: a cycle through OpenSSL's callback kept 50 kB of each until a full garbage collection."""
+    import gc
+    import weakref
+
+    gc.collect()
+    gc.disable()
+    try:
+        reader = HelloReader()
+        with pytest.raises(DeniedError):
+            reader.feed(b"GET / HTTP/1.1\r\n\r\n")
+        context = weakref.ref(reader._session.context)
+        del reader
+        assert context() is None
+    finally:
+        gc.enable()
