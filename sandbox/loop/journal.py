@@ -39,6 +39,7 @@ class Entry(Model):
     verdict: Verdict | None = None
     reason: str = ""
     log: str = ""
+    proposer: str = ""
 
     @property
     def patch(self) -> bytes:

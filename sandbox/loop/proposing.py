@@ -76,15 +76,10 @@ class Desk:
             ProposerSpec(text, order.credentials, order.propose_limit_s or DEFAULT_LIMIT_S), context
         )
 
-    @property
-    def name(self) -> str:
-        """The proposer's name."""
-        return self._proposer.name
-
     def propose(self, number: int, champion: str) -> Entry | None:
         """The proposal of round `number`, None when there is no more. Raises ArsandboxError."""
         proposal = self._proposer.propose(self._brief(number, champion))
-        return None if proposal is None else _entry(number, champion, proposal)
+        return None if proposal is None else _entry(number, champion, proposal, self._proposer.name)
 
     def _brief(self, number: int, champion: str) -> Brief:
         repository = self._start.repository
@@ -99,7 +94,7 @@ class Desk:
         )  # fmt: skip
 
 
-def _entry(number: int, champion: str, proposal: Proposal) -> Entry:
+def _entry(number: int, champion: str, proposal: Proposal, name: str) -> Entry:
     return Entry(
         number=number,
         champion=champion,
@@ -109,4 +104,5 @@ def _entry(number: int, champion: str, proposal: Proposal) -> Entry:
         verdict=proposal.verdict,
         reason=proposal.reason if proposal.verdict is not None else "",
         log=str(proposal.log or ""),
+        proposer=name,
     )

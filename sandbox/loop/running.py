@@ -107,7 +107,8 @@ class _Loop:
         try:
             self._know_the_champion()
             for entry in self._left_over():
-                yield play(self._course, entry, "resumed", self._listener)
+                if not self._ending.soon.is_set():
+                    yield play(self._course, entry, self._listener)
             desk = Desk(self._order.propose, self._order, self._start, self._engine, self._listener, self._past)
         except KeyboardInterrupt as error:
             raise Interrupted("the loop was interrupted; arsandbox loop --resume goes on") from error
@@ -180,7 +181,7 @@ class _Loop:
     def _work(self, desk: Desk) -> None:
         try:
             while (entry := self._next(desk)) is not None:
-                record = play(self._course, entry, desk.name, self._listener)
+                record = play(self._course, entry, self._listener)
                 steps.reached("played")
                 self._done.put(record)
         except (ArsandboxError, OSError, KeyboardInterrupt) as error:

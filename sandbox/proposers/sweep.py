@@ -1,7 +1,7 @@
 """A searcher that needs no model: changes one numeric assignment of an editable Python file at a time.
 
 Local search by coordinates with momentum: after a win the same number moves on in the same direction
-first; all else comes in an order drawn from the seed.
+first; then every number is doubled and halved before any other change of it; within that the order is the seed's.
 """
 
 from __future__ import annotations
@@ -50,15 +50,16 @@ class Sweep:
         """The next change that was not tried, None when there is none."""
         files = self._files(brief.champion)
         moves = [
-            (f"sweep: {number.path} {number.name} {_text(number.value)} -> {text}", number, text)
+            (f"sweep: {number.path} {number.name} {_text(number.value)} -> {text}", number, text, tried >= 2)
             for path, (source, _) in files.items()
             for number in numbers(path, source)
-            for text in _values(number.value)
+            for tried, text in enumerate(_values(number.value))
         ]
         random.Random(self._seed).shuffle(moves)  # noqa: S311 - an order to try things in
+        moves.sort(key=lambda move: move[3])
         going = _momentum(brief.records)
         moves.sort(key=lambda move: (move[1].path, move[1].name, _direction(move[1].value, move[2])) != going)
-        for description, number, text in moves:
+        for description, number, text, _ in moves:
             if description not in self._tried:
                 self._tried.add(description)
                 source, mode = files[number.path]

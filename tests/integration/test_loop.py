@@ -171,6 +171,32 @@ def test_a_loop_goes_on_under_a_proposer_that_attacks(project: Any) -> None:
     check_whole(task)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_a_sweep_finds_a_true_improvement_of_the_example(project: Any) -> None:
+    files = {path.name: path.read_text() for path in (support.EXAMPLES / "tiny-lm").iterdir() if path.is_file()}
+    # A fixed number of steps: what a budget of seconds gives depends on what else runs on the machine.
+    config = files["arsandbox.toml"].replace('"greedy"', '"confirm"') + '[environment]\nTINY_LM_STEPS = "300"\n'
+    task = project({**files, "arsandbox.toml": config})
+    done = support.arsandbox(
+        "loop", "--propose", "sweep", "-n", "12", "--tag", task.tag, "--json", "--repo", task.path, "--budget", "2m",
+        env=task.env, timeout=1400,
+    )  # fmt: skip
+    assert done.code == 0, done
+    rows = documents(done)
+    assert sorted(row["round"]["number"] for row in rows) == list(range(1, 13))
+    won = [row for row in rows if row["promotion"]]
+    assert won, [(row["description"], row["verdict"], row["reason"]) for row in rows]
+    for row in won:
+        assert row["description"].startswith("sweep: train.py ") and row["trust"] == "L2"
+        assert row["decision"]["p_value"] < row["decision"]["bound"] and row["decision"]["difference"] > 0
+        print(row["description"], row["reason"], sep=": ")
+    branch = won[0]["promotion"]["ref"].removeprefix("refs/heads/")
+    assert task.git("rev-list", "--count", f"main..{branch}") == str(len(won))
+    task.verify()
+    assert support.leftovers(task.home) == []
+
+
 STEPS = ["begun", "prepared", "trained", "measured", "judged", "intended", "published", "recorded"]
 
 

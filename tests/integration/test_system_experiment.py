@@ -8,6 +8,7 @@ import subprocess
 import zipfile
 from pathlib import Path
 
+import arsandbox_test_support as support
 import pytest
 
 import arsandbox
@@ -174,6 +175,31 @@ def test_pass_rate_and_coverage_rise_by_honest_edits_only(target: Path, tmp_path
     assert [one.status for one in by_name.values()] == ["reverted", "committed", "exhausted"], by_name
     gained = by_name["7"].evaluation
     assert gained is not None and gained.gain is not None and gained.gain > 0
+
+
+def test_the_command_line_does_it_for_a_target_without_a_config(target: Path, tmp_path: Path) -> None:
+    (target / "tox.ini").unlink()  # the suite runs without its dependency: one test of four fails for good
+    git(target, "commit", "-q", "-a", "-m", "no tox")
+    (target / "scratch.txt").write_text("mine\n")
+    fewer = TESTS.replace(TESTS[TESTS.index("def test_cube") : TESTS.index("def test_dep")], "")
+    edits: dict[str, dict[str, str | None]] = {
+        "1-deletes-a-failing-test": {"tests/test_calc.py": fewer},
+        "2-prints-a-false-count": {"calc.py": LIAR},
+        "3-boasts-at-exit": {"calc.py": BOASTER},
+        "4-honest": {"calc.py": HONEST},
+    }
+    place = queue(target, tmp_path / "queue", edits, over={})
+    done = support.arsandbox(
+        "loop", "--metric", "unit_pass_rate", "--target", target, "--propose", f"patches:{place}", "--budget", "60s",
+        "--accept-self-reported", "--tag", "cli", "-n", "4", "--json",
+    )  # fmt: skip
+    assert done.code == 0, done
+    rows = sorted((json.loads(line) for line in done.out.splitlines()), key=lambda row: row["round"]["number"])
+    assert [row["verdict"] for row in rows] == ["rejected", "no_metric", "discard", "keep"], done
+    won = rows[-1]
+    assert (won["baseline"]["value"], won["metric"]["value"], won["trust"]) == (0.25, 0.5, "L1")
+    assert git(target, "diff", "--name-only", "main", "arsandbox/cli") == "calc.py"
+    assert git(target, "status", "--porcelain") == "?? scratch.txt"
 
 
 def check_single_calls(target: Path, tmp_path: Path) -> None:

@@ -163,3 +163,25 @@ def test_the_same_code_gets_one_draw_against_each_champion_however_often_that_mo
         found.append([drawn(), drawn(), drawn()])
     assert found == [[True, False], [True, False, False], [True, False, False]]
     made.check(over=True)
+
+
+def test_what_was_measured_against_an_old_champion_must_beat_the_new_one(fake_loop: MakeLoop) -> None:
+    """Two improvements train at the same time; whichever ends last is decided against the other."""
+    made = fake_loop(config=FREE)
+    made.offer({"much": train(7.0), "little": train(extra=-1.0)})
+    together = threading.Barrier(2, timeout=30)
+
+    def running(number: int) -> None:
+        if number in (2, 3):  # 1 is the baseline's
+            together.wait()
+
+    made.running = running
+    made.rounds(parallel=2)
+    ends = made.ends()
+    first, last = sorted(ends.values(), key=lambda record: record.finished_at)
+    assert first.promotion is not None and ends["much"].promotion is not None
+    assert last.baseline is not None and last.baseline.value == first.metric.value
+    if last is ends["little"]:
+        assert (last.verdict, last.metric.value) == (Verdict.DISCARD, 9.0) and last.baseline.experiment == first.id
+    assert "ANSWER = 7.0" in made.made.git("show", "arsandbox/t:train.py")
+    made.check(over=True)

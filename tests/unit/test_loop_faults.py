@@ -38,6 +38,7 @@ def check_end(made: FakeLoop, rule: str) -> None:
     made.check(over=True)
     assert {name: record.verdict for name, record in made.ends().items()} == ENDS[rule]
     assert len([record for record in made.records() if record.promotion]) == 1
+    assert {record.round.proposer for record in made.records() if record.round} == {"patches"}
     answer = "9.0" if rule == "greedy" else "7.0"
     assert f"ANSWER = {answer}" in made.made.git("show", "arsandbox/t:train.py")
 

@@ -119,6 +119,8 @@ def test_sweep_changes_one_number_at_a_time_in_an_order_of_its_seed(make_repo) -
     every = drain(sweep_of(repository), brief)
     assert every == drain(sweep_of(repository), brief) != drain(sweep_of(repository, seed=4), brief)
     assert every[0] == one.description and len(set(every)) == len(every) > 15
+    coarse = [float(old) * factor for old in ("0.1", "4", "-3e-2", "64", "2") for factor in (2, 0.5)]
+    assert sorted(float(text.split()[-1]) for text in every[:10]) == pytest.approx(sorted(coarse))
     assert not any("SEED" in text or "inner" in text or " ON " in text for text in every)
     assert "sweep: train.py DEPTH 4 -> 0" not in every
 
