@@ -5,11 +5,14 @@ from __future__ import annotations
 import atexit
 import math
 import shutil
+import socket
 import subprocess
 import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+
+import numpy as np
 
 from arsandbox.policies.edits import EditRules
 from arsandbox.policies.model import Policy
@@ -18,6 +21,9 @@ from arsandbox.sandbox.egress.destinations import Allowlist, DeniedError, Destin
 from arsandbox.sandbox.egress.hello import HelloReader
 from arsandbox.sandbox.egress.request import Onward, RequestReader
 from arsandbox.sandbox.errors import UsageError
+from arsandbox.sandbox.evaluation.box.artifacts import ArtifactError, parse_safetensors
+from arsandbox.sandbox.evaluation.box.predictions import parse_values
+from arsandbox.sandbox.evaluation.box.session import RefusedError, Session
 from arsandbox.sandbox.metrics import MetricReader, read_metrics
 from arsandbox.sandbox.objects import ObjectStore
 from arsandbox.sandbox.proposers.brief import tail
@@ -176,7 +182,45 @@ def patch(data: bytes) -> None:
     assert candidate.from_diff(objects, base, made.diff, name="itself").tree == made.tree or not changed
 
 
+def safetensors(data: bytes) -> None:
+    """Tensors are finite and no larger than the file, or it is refused in one line."""
+    try:
+        tensors, _ = parse_safetensors(data)
+    except ArtifactError as error:
+        assert "\n" not in str(error) and len(str(error)) < 1000
+        return
+    assert all(np.isfinite(tensor).all() for tensor in tensors.values() if tensor.dtype.kind == "f")
+    assert sum(tensor.nbytes for tensor in tensors.values()) <= 2 * len(data)  # BF16 comes as float32
+
+
+def predictions(data: bytes) -> None:
+    """The first byte says which form the rest has: bounded, finite values, or a refusal in one line."""
+    suffix = (".csv", ".txt", ".npy", ".npz")[data[0] % 4 if data else 0]
+    try:
+        values = parse_values(data[1:], suffix, most=50, most_bytes=20_000)
+    except ArtifactError as error:
+        assert "\n" not in str(error) and len(str(error)) < 1000
+        return
+    assert values.size <= 50 and values.nbytes <= 50 * 4 * 256
+    assert values.dtype.kind in "biufU" and (values.dtype.kind != "f" or np.isfinite(values).all())
+
+
+def answer(data: bytes) -> None:
+    """Whatever a model box says after a request for two distributions of four tokens is scored or refused."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(data[:100_000])
+        theirs.shutdown(socket.SHUT_WR)
+        try:
+            found = Session(ours, 4).predict(np.zeros((2, 3), np.uint32), 1)
+        except RefusedError as error:
+            assert error.code in ("malformed_answer", "model_failed", "not_finite", "not_normalised")
+            return
+        chosen = found.of(np.array([[1], [3]], np.uint32))
+        assert chosen.shape == (2, 1) and (chosen <= 1e-6).all()
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "request": request, "greeting": greeting, "metrics": metrics, "config": project, "path": path,
-    "log": log, "patch": patch,
+    "log": log, "patch": patch, "safetensors": safetensors, "predictions": predictions, "answer": answer,
 }  # fmt: skip
