@@ -19,7 +19,7 @@ from types import FrameType
 
 from arsandbox.sandbox import confirmation, experiment, recovery, state, steps
 from arsandbox.sandbox.engines.port import Engine
-from arsandbox.sandbox.errors import ArsandboxError, Interrupted, MachineError, UsageError
+from arsandbox.sandbox.errors import ArsandboxError, Interrupted, UsageError
 from arsandbox.sandbox.events import Listener
 from arsandbox.sandbox.ledger import Ledger
 from arsandbox.sandbox.loop.bounds import Bounds, gpu_seconds, stop_file
@@ -146,29 +146,16 @@ class _Loop:
         champion = self._start.champion.commit
         request = Request(self._order.path, self._course.options, base=champion, commit=champion)
         what = replace(plan(request, find_image=self._find_image), slots=self._course.slots)
-        self._require_gpus()
+        if self._order.bounds.gpu_seconds is not None and not what.settings.gpus.number:
+            raise UsageError(
+                "--gpu-time: no GPU is asked for, so this bound would never be reached",
+                hint="bound the loop by --for or -n, or ask for GPUs: --gpus 1",
+            )
         with Ledger.open(what.repository.state) as ledger:
             if what.settings.rule.design is not None:
-                _, known = confirmation.calibrate(what, self._engine, self._listener, ledger)
+                confirmation.calibrate(what, self._engine, self._listener, ledger)
             else:
-                known = experiment.baseline_of(what, champion, self._engine, self._listener, ledger)
-        self._require_gpus(known)
-
-    def _require_gpus(self, known: Record | None = None) -> None:
-        """Refuse a bound on GPU time that would never be reached: without a GPU by the policy, or by `known`'s run."""
-        if self._order.bounds.gpu_seconds is None:
-            return
-        if not self._start.settings.policy.gpus:
-            raise UsageError(
-                "--gpu-time: the policy grants no GPU, so this bound would never be reached",
-                hint="bound the loop by --for or -n, or choose a policy with GPUs: --policy gpu",
-            )
-        if known is not None and not gpu_seconds([known]):
-            raise MachineError(
-                f"--gpu-time: the record of the champion's run ({known.id}) names no GPU, so this bound would never be "
-                "reached",
-                hint="bound the loop by --for or -n; arsandbox doctor says what GPUs there are",
-            )
+                experiment.baseline_of(what, champion, self._engine, self._listener, ledger)
 
     def _past(self) -> list[Record]:
         with Ledger.open(self._start.repository.state) as ledger:

@@ -85,7 +85,6 @@ class FakeLoop:
     listener: Silent = field(default_factory=Silent)
     tag: str = "t"
     propose: str = ""
-    policy: str | None = None
     # Called in each sandbox's run, with its number from 1.
     running: Callable[[int], None] = lambda number: None
 
@@ -109,7 +108,7 @@ class FakeLoop:
     ) -> list[Record]:
         """The loop in this process."""
         engine = engine or self.engine()
-        options = Options(tag=self.tag, accept_self_reported=True, policy=self.policy)
+        options = Options(tag=self.tag, accept_self_reported=True)
         asked = Order(
             self.made.path, self.propose or f"patches:{self.queue}", options, bounds or Bounds(), resume=resume, **order
         )  # fmt: skip

@@ -16,7 +16,7 @@ from arsandbox_fake_loop import FakeLoop, play, train
 from arsandbox.sandbox import experiment
 from arsandbox.sandbox.engines.fake import FakeEngine, Script
 from arsandbox.sandbox.engines.port import SandboxSpec
-from arsandbox.sandbox.errors import MachineError, UsageError
+from arsandbox.sandbox.errors import UsageError
 from arsandbox.sandbox.events import Silent
 from arsandbox.sandbox.loop.bounds import Bounds
 from arsandbox.sandbox.models import Stage, Verdict
@@ -126,16 +126,12 @@ def test_a_command_is_told_cleaned_tails_and_values_no_finer_than_the_noise(rule
     assert not any(f"{value:.6g}" in told for value in exact if value is not None)
 
 
-def test_a_bound_on_gpu_time_is_refused_where_no_gpu_is_counted(fake_loop: MakeLoop) -> None:
+def test_a_bound_on_gpu_time_is_refused_where_no_gpu_is_asked_for(fake_loop: MakeLoop) -> None:
     made = fake_loop()
     made.offer({"1": train(9.0)})
-    with pytest.raises(UsageError, match="--gpu-time: the policy grants no GPU"):
+    with pytest.raises(UsageError, match="--gpu-time: no GPU is asked for") as caught:
         made.rounds(bounds=Bounds(gpu_seconds=60))
-    assert made.records() == []
-    made.policy = "gpu"  # grants one, and the fake engine's runs use none
-    with pytest.raises(MachineError, match=r"--gpu-time: the record of the champion's run .* names no GPU"):
-        made.rounds(bounds=Bounds(gpu_seconds=60))
-    assert [record.verdict for record in made.records()] == [Verdict.BASELINE]
+    assert made.records() == [] and "--gpus 1" in caught.value.hint
     assert len(made.rounds()) == 1
 
 

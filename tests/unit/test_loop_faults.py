@@ -127,9 +127,7 @@ def small_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
-@pytest.mark.parametrize(
-    "moment", [1, 3, pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("moment", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 4))])
 def test_the_disk_is_full_in_the_middle(moment: int, fake_loop: MakeLoop, small_home: Path) -> None:
     made = task(fake_loop, "greedy")
     made.running = lambda number: full(small_home) if number == moment else None
