@@ -6,7 +6,7 @@ import platform
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Annotated
+from typing import IO, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
@@ -37,7 +37,8 @@ class BuiltImage(BaseModel):
 
     `digest` is the engine's image ID; `size_bytes` the sum of its layers, uncompressed; `recipe_sha256`
     says what it was built from; `packages` its Debian packages as (name, version) and `wheels` its wheels
-    as (file name, SHA-256); `built_seconds` how long the build took, loading included.
+    as (file name, SHA-256); `built_seconds` how long the build took, loading included. `reference` names the
+    image in a registry, or the base that it was built on; `recipe_sha256` is empty where no recipe was used.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -45,10 +46,11 @@ class BuiltImage(BaseModel):
     name: str
     digest: Digest
     size_bytes: int
-    recipe_sha256: Sha256
+    recipe_sha256: Sha256 | Literal[""]
     packages: Packages
     wheels: Packages = ()
     built_seconds: float
+    reference: str = ""
 
 
 def build_image(

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from arsandbox.images.build import BuiltImage, Digest, Sha256
-from arsandbox.images.layers import locked, write_atomically
+from arsandbox.images.layers import Packages, locked, write_atomically
 from arsandbox.images.recipe import RECIPES, require_known
 from arsandbox.sandbox.errors import MachineError, StateError
 
@@ -17,24 +17,34 @@ Timestamp = Annotated[str, StringConstraints(pattern=r"^\d{4}-\d{2}-\d{2}T\d{2}:
 
 
 class PinnedImage(BaseModel):
-    """One entry: the image's name, its digest (what a run uses), the recipe it came from, bytes, and when."""
+    """One entry: the image's name, its digest (what a run uses), the recipe it came from, bytes, and when.
+
+    `packages` and `wheels` are what a build from a recipe put in. `reference` names the image, or the base
+    that it was built on, in a registry; `recipe_sha256` is empty for an image of the user's own.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     digest: Digest
-    recipe_sha256: Sha256
+    recipe_sha256: Sha256 | Literal[""]
     size_bytes: int = Field(ge=0)
     built_at: Timestamp
+    packages: Packages = ()
+    wheels: Packages = ()
+    reference: str = ""
 
 
 class _Entry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     digest: Digest
-    recipe_sha256: Sha256
+    recipe_sha256: Sha256 | Literal[""]
     size_bytes: int = Field(ge=0)
     built_at: Timestamp
+    packages: Packages = ()
+    wheels: Packages = ()
+    reference: str = ""
 
 
 class _Document(BaseModel):
@@ -61,6 +71,9 @@ class Catalogue:
             recipe_sha256=built.recipe_sha256,
             size_bytes=built.size_bytes,
             built_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            packages=built.packages,
+            wheels=built.wheels,
+            reference=built.reference,
         )
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,12 +88,12 @@ class Catalogue:
     def resolve(self, name: str) -> PinnedImage:
         """What `name` stands for.
 
-        Raises UsageError if there is no such recipe (with the nearest name), MachineError if it was not
-        built here yet, StateError if the file is damaged.
+        Raises UsageError if there is no such image or recipe (with the nearest name), MachineError if it was
+        not built here yet, StateError if the file is damaged.
         """
-        require_known(name, self._recipes)
         entry = self._read().images.get(name)
         if entry is None:
+            require_known(name, self._recipes)
             raise MachineError(f"image {name!r} is not built here yet", hint=f"arsandbox image build {name}")
         return _pinned(name, entry)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
+from arsandbox.images import lock
 from arsandbox.sandbox import candidate as candidates
 from arsandbox.sandbox import prepared, promotion, rebuild
 from arsandbox.sandbox import settings as configuration
@@ -16,6 +17,7 @@ from arsandbox.sandbox.engines.port import Engine
 from arsandbox.sandbox.errors import MachineError, UsageError
 from arsandbox.sandbox.gpu.grant import require_devices
 from arsandbox.sandbox.models import ImageRef, Record, Round
+from arsandbox.sandbox.objects import ObjectStore
 from arsandbox.sandbox.repository import Repository
 from arsandbox.sandbox.settings import Options, Settings
 from arsandbox.sandbox.slots import Slots
@@ -87,6 +89,7 @@ def plan(request: Request, *, find_image: Callable[[str], ImageRef]) -> Plan:
         )
     settings = configuration.resolve(project, options)
     image = _image(settings, find_image)
+    _require_locked(objects, base, settings, image)
     fixed = prepared.fixed_tree(objects, base, settings, repository.state / "fixed")
     _require_heldout(repository, base, settings)
     if request.patch is not None:
@@ -163,6 +166,17 @@ def require_image(engine: Engine, image: ImageRef) -> None:
         f"image {image.name} ({image.digest[:19]}…) is pinned but not in the engine",
         hint=f"arsandbox image build {image.name}",
     )
+
+
+def _require_locked(objects: ObjectStore, base: str, settings: Settings, image: ImageRef) -> None:
+    """Raises RefusedError where the base commit's arsandbox.lock does not lock that image to that digest.
+
+    An engine that brings its own base gives it a name of its own, and there is no image to lock.
+    """
+    data = objects.read(f"{base}:{lock.FILE_NAME}")
+    if data is not None and image.name == settings.project.image:
+        where = f"{lock.FILE_NAME} at {base[:12]}"
+        lock.parse(data, where).require(image.name, image.digest, where)
 
 
 def _require_heldout(repository: Repository, base: str, settings: Settings) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from arsandbox.images import lock
 from arsandbox.policies.edits import EditRules
 from arsandbox.policies.meet import Effective
 from arsandbox.policies.model import RESERVED, Policy, StageName
@@ -94,7 +95,8 @@ class Settings:
     @property
     def rules(self) -> EditRules:
         """Which edits are allowed; the config itself and what evaluates are always protected."""
-        protected = (*self.project.protected, *self.project.metric.evaluator, *self.policy.protected, config.FILE_NAME)
+        ours = (config.FILE_NAME, lock.FILE_NAME)
+        protected = (*self.project.protected, *self.project.metric.evaluator, *self.policy.protected, *ours)
         return EditRules(editable=self.project.editable, protected=protected, bounds=self.policy.editable)
 
     @property

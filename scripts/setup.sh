@@ -205,6 +205,19 @@ offer_gvisor() {
     has runsc || ! may_install || apt_install runsc || say "runsc is not to be had here: its tests are skipped"
 }
 
+# A real registry for the tests of pulling, as a program in .venv: its package would start a service.
+offer_registry() {
+    if has docker-registry || [ -x "$root/.venv/bin/docker-registry" ] || ! may_install; then return 0; fi
+    unpacked=$(mktemp -d)
+    chmod 755 "$unpacked"
+    {
+        (cd "$unpacked" && apt-get -q download docker-registry </dev/null >>"$log" 2>&1) &&
+            dpkg-deb -x "$unpacked"/docker-registry_*.deb "$unpacked" &&
+            cp "$unpacked/usr/bin/docker-registry" "$root/.venv/bin/"
+    } || say "docker-registry is not to be had here: the tests of pulling are skipped"
+    rm -rf "$unpacked"
+}
+
 # The most telling line of the log.
 log_error() {
     { grep -oE '(E:|ERROR:) .*' "$log" || cat "$log"; } | tail -n 1

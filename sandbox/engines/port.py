@@ -6,7 +6,7 @@ with the one command that helps. Nothing in a specification or an answer is spec
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -148,6 +148,30 @@ class GpuOffer(Protocol):
 
         Raises MachineError with what is missing and the one command that helps.
         """
+
+
+class ImageFacts(Model):
+    """What an engine says of an image: its ID, processor and system, bytes, and the volumes that it declares."""
+
+    digest: str
+    architecture: str
+    system: str
+    size_bytes: int
+    volumes: tuple[str, ...] = ()
+
+
+@runtime_checkable
+class ImageExchanger(Protocol):
+    """An engine that can pull images, build on them and give them out. Optional."""
+
+    def pull_image(self, reference: str) -> ImageFacts:
+        """Pull "REPOSITORY@sha256:HEX". Tried again a bounded number of times. Raises MachineError, RefusedError."""
+
+    def export_image(self, digest: str) -> Iterator[bytes]:
+        """The image as a docker-archive, read out anew. Raises MachineError, RefusedError where it is damaged."""
+
+    def derive_image(self, context: Path, arguments: dict[str, str]) -> ImageFacts:
+        """Build the Dockerfile in the folder `context` with those arguments and no network. Raises MachineError."""
 
 
 class Engine(SandboxRunner, ImageHolder, Sweeper, Prober, Protocol):

@@ -25,6 +25,7 @@ def test_the_wheel_holds_the_tracked_files(tmp_path: Path) -> None:
     ).stdout
     tracked = {path for path in listed.split("\0") if path}
     expected = {f"arsandbox/{path.removeprefix('src/arsandbox/')}" for path in tracked}
+    expected.add("arsandbox/images/Dockerfile.train")  # at the root of the repository, for plain `docker build`
     assert names == expected
 
 

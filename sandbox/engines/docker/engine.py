@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import docker
 
-from arsandbox.sandbox.engines.docker import gpus
+from arsandbox.sandbox.engines.docker import exchange, gpus
 from arsandbox.sandbox.engines.docker.client import (
     APIError,
     ImageNotFound,
@@ -19,7 +20,7 @@ from arsandbox.sandbox.engines.docker.client import (
     translated,
 )
 from arsandbox.sandbox.engines.docker.sandbox import DockerSandbox
-from arsandbox.sandbox.engines.port import Sandbox, SandboxSpec
+from arsandbox.sandbox.engines.port import ImageFacts, Sandbox, SandboxSpec
 from arsandbox.sandbox.errors import MachineError
 from arsandbox.sandbox.models import EngineInfo, Guarantee, Guarantees, ImageRef
 
@@ -70,6 +71,18 @@ class DockerEngine:
         if len(loaded) != 1 or not loaded[0].id:
             raise MachineError(f"the engine loaded {len(loaded)} images from an archive of one")
         return str(loaded[0].id)
+
+    def pull_image(self, reference: str) -> ImageFacts:
+        """See the port."""
+        return exchange.pull(self._client, reference)
+
+    def export_image(self, digest: str) -> Iterator[bytes]:
+        """See the port."""
+        return exchange.export(self._client, digest)
+
+    def derive_image(self, context: Path, arguments: dict[str, str]) -> ImageFacts:
+        """See the port."""
+        return exchange.derive(self._client, context, arguments)
 
     def sweep(self, labels: dict[str, str]) -> list[str]:
         """See the port."""
