@@ -219,6 +219,8 @@ def test_an_image_of_ones_own_runs_by_its_digest(home: Path, project: Any, regis
         assert verified.code == 3 and json.loads(verified.out)[0]["standing"] == "drifted", verified
     finally:
         shutil.rmtree(task.home, ignore_errors=True)
+        with contextlib.suppress(docker.errors.ImageNotFound):
+            support.docker_client().images.remove(reference)  # its name alone: others run the image
 
 
 def test_what_cannot_be_added(home: Path, registry: Registry, tmp_path: Path) -> None:
