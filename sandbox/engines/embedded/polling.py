@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import time
 from pathlib import Path
 
 from arsandbox.sandbox.engines.cgroup import Readings
@@ -36,6 +38,36 @@ class NamespacePoll:
         now.peak_memory_bytes = max(now.peak_memory_bytes, memory)
         now.peak_pids = max(now.peak_pids, count)
         return now
+
+    def kill(self, *, seconds: float = 2.0) -> bool:
+        """SIGKILL to every process in it; True once there is none, False if that took too long.
+
+        Process 1 would take the others with it, but under a fork bomb it waits for its turn among them.
+        """
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            members = [name for name in os.listdir("/proc") if name.isdigit() and self._killed(name)]
+            if not members:
+                return True
+            time.sleep(0.002)
+        return False
+
+    def _killed(self, name: str) -> bool:
+        """Whether process `name` was one of it. By a descriptor: a number may belong to another by then."""
+        if not self._inside(name):
+            return False
+        try:
+            descriptor = os.pidfd_open(int(name))
+        except ProcessLookupError:
+            return True
+        try:
+            if self._inside(name):
+                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        except ProcessLookupError:
+            pass  # it has ended by itself
+        finally:
+            os.close(descriptor)
+        return True
 
     def _inside(self, pid: str) -> bool:
         try:

@@ -85,6 +85,8 @@ class EmbeddedSandbox:
                 cause = self._watch(box, watcher, meter, reader, started)
         finally:
             if not box.ended(0):
+                if meter is not None:
+                    meter.kill()
                 box.kill()
             readings = self._last_readings(meter)
             while not box.ended(60):
