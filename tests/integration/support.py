@@ -11,6 +11,7 @@ import gc
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sysconfig
 import tempfile
@@ -18,6 +19,7 @@ import textwrap
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,10 +35,11 @@ from arsandbox.images.recipe import load_recipe
 from arsandbox.policies.model import Limits
 from arsandbox.sandbox import host, state
 from arsandbox.sandbox.engines.docker.client import connect
+from arsandbox.sandbox.engines.docker.engine import DockerEngine
 from arsandbox.sandbox.engines.port import Collected, Engine, Outcome, SandboxSpec
 from arsandbox.sandbox.engines.registry import open_engine
 from arsandbox.sandbox.errors import ArsandboxError
-from arsandbox.sandbox.models import ChangeSet, ImageRef, Reason, Stage
+from arsandbox.sandbox.models import ChangeSet, EngineInfo, ImageRef, Reason, Stage
 from arsandbox.sandbox.workspace.overlay import unmount_below
 
 os.environ["TESTCONTAINERS_RYUK_DISABLED"] = "true"
@@ -173,6 +176,56 @@ def wait_for(condition: Callable[[], Any], *, seconds: float = 30, what: str = "
             return found
         time.sleep(0.05)
     pytest.fail(f"{what} did not happen within {seconds:g}s")
+
+
+# --- an engine of a test's own ----------------------------------------------------------------------------
+
+CAN_START_A_DAEMON = (
+    pytest.mark.skipif(os.geteuid() != 0, reason="only root can start a dockerd"),
+    pytest.mark.skipif(shutil.which("dockerd") is None, reason="there is no dockerd to start"),
+)
+
+
+@contextmanager
+def private_daemon(place: Path, configuration: dict[str, Any]) -> Iterator[docker.DockerClient]:
+    """A dockerd with the programs in `place` first in its PATH, and the image `cpu`; `place` is removed at the end."""
+    (place / "daemon.json").write_text(json.dumps(configuration))
+    name = f"{place.name}-{os.getpid()}"
+    command = [
+        "dockerd", "--data-root", f"{place}/data", "--exec-root", f"{place}/exec", "--pidfile", f"{place}/pid",
+        "--host", f"unix://{place}/docker.sock", "--config-file", f"{place}/daemon.json",
+        "--containerd-namespace", name, "--containerd-plugins-namespace", f"{name}-plugins",
+        "--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-forward=false",
+    ]  # fmt: skip
+    if "--oom-score-adjust" in subprocess.run(["dockerd", "--help"], capture_output=True, text=True, check=True).stdout:
+        command += ["--oom-score-adjust", "0"]
+    environment = {**os.environ, "PATH": f"{place}:{os.environ['PATH']}"}
+    with (place / "log").open("wb") as log:
+        process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    try:
+        wait_for(lambda: _answers(place / "docker.sock"), seconds=60, what=f"a dockerd ({place}/log)")
+        client = docker.DockerClient(base_url=f"unix://{place}/docker.sock", timeout=60)
+        info = EngineInfo(name="docker", version="0", runtime="runc", isolation="container", privilege="root")
+        build_image(
+            load_recipe("cpu"),
+            cache=Path(os.environ["ARSANDBOX_TEST_LAYERS"]),
+            load=DockerEngine(client, info).load_image,
+            progress=lambda line: None,
+        )
+        collect_quietly()
+        yield client
+        client.close()
+    finally:
+        process.terminate()
+        process.wait(60)
+        for point in reversed(mounts_below(place)):
+            subprocess.run(["umount", "-l", point], check=True)
+        shutil.rmtree(place)
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as connection:
+        return connection.connect_ex(str(path)) == 0
 
 
 # --- one sandbox ------------------------------------------------------------------------------------------

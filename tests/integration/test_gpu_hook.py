@@ -11,9 +11,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
-import socket
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -26,16 +23,7 @@ import docker
 import pytest
 from arsandbox_test_nvidia import GIB, Driver, Gpu, hook
 
-from arsandbox.images.build import build_image
-from arsandbox.images.recipe import load_recipe
-from arsandbox.sandbox.engines.docker.engine import DockerEngine
-from arsandbox.sandbox.models import EngineInfo
-
-pytestmark = [
-    pytest.mark.engine,
-    pytest.mark.skipif(os.geteuid() != 0, reason="only root can start a dockerd"),
-    pytest.mark.skipif(shutil.which("dockerd") is None, reason="there is no dockerd to start"),
-]
+pytestmark = [pytest.mark.engine, *support.CAN_START_A_DAEMON]
 
 # Leases are of the whole machine: names that no other test run has.
 A, B = (f"GPU-{os.urandom(4).hex()}-{'0000-' * 3}{'0' * 12}" for _ in "ab")
@@ -74,44 +62,8 @@ def daemon(home: Path) -> Iterator[tuple[Path, docker.DockerClient]]:
     """A dockerd of this module's own, with the recording hook in its PATH and the image `cpu`."""
     place = Path(tempfile.mkdtemp(prefix="ars-gpu-"))
     hook(place)
-    (place / "daemon.json").write_text("{}")
-    name = f"ars-gpu-{os.getpid()}"
-    command = [
-        "dockerd", "--data-root", f"{place}/data", "--exec-root", f"{place}/exec", "--pidfile", f"{place}/pid",
-        "--host", f"unix://{place}/docker.sock", "--config-file", f"{place}/daemon.json",
-        "--containerd-namespace", name, "--containerd-plugins-namespace", f"{name}-plugins",
-        "--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-forward=false",
-    ]  # fmt: skip
-    told = subprocess.run(["dockerd", "--help"], capture_output=True, text=True, check=False).stdout
-    if "--oom-score-adjust" in told:
-        command += ["--oom-score-adjust", "0"]
-    environment = {**os.environ, "PATH": f"{place}:{os.environ['PATH']}"}
-    with (place / "log").open("wb") as log:
-        process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-    try:
-        support.wait_for(lambda: _answers(place / "docker.sock"), seconds=60, what=f"a dockerd ({place}/log)")
-        client = docker.DockerClient(base_url=f"unix://{place}/docker.sock", timeout=60)
-        info = EngineInfo(name="docker", version="0", runtime="runc", isolation="container", privilege="root")
-        build_image(
-            load_recipe("cpu"),
-            cache=Path(os.environ["ARSANDBOX_TEST_LAYERS"]),
-            load=DockerEngine(client, info).load_image,
-            progress=lambda line: None,
-        )
-        support.collect_quietly()
+    with support.private_daemon(place, {}) as client:
         yield place, client
-        client.close()
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
-        for point in reversed(support.mounts_below(place)):
-            subprocess.run(["umount", "-l", point], check=True)
-        shutil.rmtree(place)
-
-
-def _answers(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX) as connection:
-        return connection.connect_ex(str(path)) == 0
 
 
 @pytest.fixture
