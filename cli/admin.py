@@ -16,9 +16,12 @@ def doctor(
     probe: Annotated[
         bool, typer.Option("--probe", help="Attack a real sandbox from inside, by the containment checklist.")
     ] = False,
+    gpu: Annotated[
+        bool, typer.Option("--gpu", help="Also start a small container with a GPU, asked for as a run would.")
+    ] = False,
     json: Json = False,
 ) -> int:
-    """Say whether this machine can run sandboxes, and what to do where it cannot.
+    """Say whether this machine can run sandboxes, and what to do where it cannot: exit 4, or 0.
 
     With --probe instead: run the containment checklist in a real sandbox under the policy that holds here.
     """
@@ -27,7 +30,7 @@ def doctor(
     if probe:
         return _probe(engine, as_json=json)
 
-    rows = examine(engine)
+    rows = examine(engine, try_gpu=gpu)
     if json:
         sys.stdout.write(encoder.dumps([row.model_dump() for row in rows]) + "\n")
     else:

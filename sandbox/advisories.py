@@ -81,6 +81,14 @@ def toolkit_version() -> tuple[str, str | None] | None:
     return None
 
 
+def toolkit_holes() -> list[Advisory]:
+    """The known holes that the installed toolkit certainly has, oldest first; none where there is no toolkit."""
+    installed = toolkit_version()
+    if installed is None:
+        return []
+    return [one for one in ADVISORIES if one.program == TOOLKIT and judge(one, *installed) == "broken"]
+
+
 def _installed(program: str, arguments: list[str]) -> tuple[str, str | None] | None:
     path = shutil.which(program)
     if path is None:

@@ -139,6 +139,27 @@ class RuntimeChooser(Protocol):
         """The same engine with another runtime. Raises MachineError where it does not have it."""
 
 
+class EngineFacts(Model):
+    """What `arsandbox doctor` says of an engine. `lacks`: of memory, swap, pids, cpu, what it cannot limit here.
+
+    `cdi_directories`: where it looks for device specifications; empty where it knows none.
+    """
+
+    runtimes: tuple[str, ...]
+    seccomp: bool
+    lacks: tuple[str, ...] = ()
+    cdi_directories: tuple[str, ...] = ()
+    data_directory: str = ""
+
+
+@runtime_checkable
+class Described(Protocol):
+    """An engine that can say more of itself. Optional."""
+
+    def facts(self) -> EngineFacts:
+        """Asked of the engine now. Idempotent. Raises MachineError."""
+
+
 @runtime_checkable
 class GpuOffer(Protocol):
     """An engine whose sandboxes can be given GPUs. Optional."""

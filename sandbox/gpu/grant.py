@@ -91,8 +91,8 @@ def require(request: GpuRequest, engine: Engine, image: ImageRef, *, labels: Map
 
     Raises MachineError with what is missing: driver, device, toolkit, engine.
     """
-    chosen = require_devices(request)
     offer = _offer(engine)
+    chosen = require_devices(request)
     _require_fixed_toolkit()
     return offer.offer_gpus(image, chosen, labels=labels)
 
@@ -130,14 +130,10 @@ def _offer(engine: Engine) -> GpuOffer:
 
 def _require_fixed_toolkit() -> None:
     """Raises MachineError for a container toolkit with a hole through which a container takes the host over."""
-    installed = advisories.toolkit_version()
-    if installed is None:
-        return  # CDI needs none; whether the engine can do it is tried
-    holes = [one for one in advisories.ADVISORIES if one.program == advisories.TOOLKIT]
-    broken = [one for one in holes if advisories.judge(one, *installed) == "broken"]
+    broken = advisories.toolkit_holes()  # no toolkit has none: CDI can do without, and that is tried
     if broken:
         raise MachineError(
-            f"NVIDIA's container toolkit {installed[0]} has known holes ({'; '.join(one.cve for one in broken)}): "
+            f"NVIDIA's container toolkit here has known holes ({'; '.join(one.cve for one in broken)}): "
             "no sandbox gets a GPU through it",
             hint=f"sudo apt-get install --only-upgrade nvidia-container-toolkit ({broken[-1].fixed[-1]} or later)",
         )

@@ -190,7 +190,7 @@ CAN_START_A_DAEMON = (
 def private_daemon(place: Path, configuration: dict[str, Any]) -> Iterator[docker.DockerClient]:
     """A dockerd with the programs in `place` first in its PATH, and the image `cpu`; `place` is removed at the end."""
     (place / "daemon.json").write_text(json.dumps(configuration))
-    name = f"{place.name}-{os.getpid()}"
+    name = f"arsandbox-{os.urandom(6).hex()}"
     command = [
         "dockerd", "--data-root", f"{place}/data", "--exec-root", f"{place}/exec", "--pidfile", f"{place}/pid",
         "--host", f"unix://{place}/docker.sock", "--config-file", f"{place}/daemon.json",

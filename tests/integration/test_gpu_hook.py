@@ -175,6 +175,27 @@ def test_more_memory_than_the_policy_allows_ends_the_run_as_vram(project: Any, m
     assert record["findings"] == []
 
 
+def test_the_doctor_tries_the_very_request_of_a_run(home: Path, machine: Machine) -> None:
+    def rows(**env: str) -> dict[str, dict[str, str]]:
+        done = support.arsandbox("doctor", "--gpu", "--json", env=machine.env | env)
+        found = {row["name"]: row for row in json.loads(done.out)}
+        assert (done.code == 4) == any(row["status"] == "missing" for row in found.values()), done
+        return found
+
+    found = rows()
+    assert found["grant"]["status"] == "ok" and "given a GPU by hook" in found["grant"]["detail"]
+    assert found["gpu"]["detail"].startswith("driver 570.86.15: NVIDIA H100 80GB HBM3 80.0 GiB")
+    (asked,) = machine.calls()
+    assert set(asked["env"]) == {f"NVIDIA_VISIBLE_DEVICES={min(A, B)}", "NVIDIA_DRIVER_CAPABILITIES=compute,utility"}
+    (machine.place / "tells").write_text("nvidia-container-cli: initialization error: nvml error: driver not loaded")
+    machine.toolkit("1.17.3")
+    found = rows()
+    assert found["toolkit"]["status"] == found["grant"]["status"] == "missing"
+    assert "1.17.8 or later" in found["toolkit"]["fix"]
+    found = rows(STANDIN_NVML="")
+    assert found["gpu"]["fix"] == "sudo modprobe nvidia" and found["grant"]["status"] == "missing"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("tells", "said", "helps"),

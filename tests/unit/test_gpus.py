@@ -283,7 +283,7 @@ def test_a_toolkit_with_a_known_hole_gets_no_gpu(
     driver: Driver, monkeypatch: pytest.MonkeyPatch, version: str, named: str
 ) -> None:
     monkeypatch.setattr(advisories, "toolkit_version", lambda: (version, None))
-    with pytest.raises(MachineError, match=rf"{version} has known holes .*{named}") as refused:
+    with pytest.raises(MachineError, match=rf"known holes .*{named}") as refused:
         granting.require(GpuRequest(count=1), FakeEngine(), IMAGE, labels={})
     assert "1.17.8 or later" in refused.value.hint
     monkeypatch.setattr(advisories, "toolkit_version", lambda: ("1.17.8", None))

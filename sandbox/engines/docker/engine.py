@@ -20,7 +20,7 @@ from arsandbox.sandbox.engines.docker.client import (
     translated,
 )
 from arsandbox.sandbox.engines.docker.sandbox import DockerSandbox
-from arsandbox.sandbox.engines.port import ImageFacts, Sandbox, SandboxSpec
+from arsandbox.sandbox.engines.port import EngineFacts, ImageFacts, Sandbox, SandboxSpec
 from arsandbox.sandbox.errors import MachineError
 from arsandbox.sandbox.models import EngineInfo, Guarantee, Guarantees, ImageRef
 
@@ -118,6 +118,20 @@ class DockerEngine:
         guarantees = self._info.guarantees or Guarantees()
         gvisor = {"isolation": "gvisor", "guarantees": gvisor_guarantees(guarantees)} if name == GVISOR else {}
         return DockerEngine(self._client, self._info.model_copy(update={"runtime": name, **gvisor}))
+
+    def facts(self) -> EngineFacts:
+        """See the port."""
+        with translated("ask the engine what it can do"):
+            told = self._client.info()
+        limits = {"memory": "MemoryLimit", "swap": "SwapLimit", "pids": "PidsLimit", "cpu": "CpuCfsQuota"}
+        options = [option.split(",")[0] for option in told.get("SecurityOptions") or []]
+        return EngineFacts(
+            runtimes=tuple(sorted(told.get("Runtimes") or {})),
+            seccomp="name=seccomp" in options,
+            lacks=tuple(name for name, field in limits.items() if told.get(field) is False),
+            cdi_directories=tuple(told.get("CDISpecDirs") or ()),
+            data_directory=str(told.get("DockerRootDir") or ""),
+        )
 
     def info(self) -> EngineInfo:
         """See the port."""

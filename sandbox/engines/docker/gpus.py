@@ -60,7 +60,7 @@ def offered(api: docker.APIClient, image: str, uuids: Sequence[str], *, runtime:
     meant = [_meaning(said[way]) for way in (HOOK, CDI)]
     known = [one for one in meant if one[1] and one[1] != _TOOLKIT] or meant
     what, hint = known[0]
-    raise MachineError(f"the Docker engine gives no GPU: {what}", hint=hint or "arsandbox doctor")
+    raise MachineError(f"the Docker engine gives no GPU: {what}", hint=hint or "arsandbox doctor --gpu")
 
 
 def _meaning(said: str) -> tuple[str, str]:
