@@ -151,33 +151,85 @@ class IsolationContract(Contract):
         self, subject: Subject, places: Callable[[], Path], tmp_path: Path
     ) -> None:
         """Each ends only when the other runs, too: no engine may hold a lock while one runs."""
-        place = tmp_path / "meeting"
-        place.mkdir(mode=0o755)
         program = """
             import socket
             with socket.socket(socket.AF_UNIX) as one:
                 one.connect("/run/meeting/s")
                 print(one.recv(100).decode())
         """
-        with socket.socket(socket.AF_UNIX) as server:
-            server.bind(str(place / "s"))
-            (place / "s").chmod(0o666)
-            server.listen()
-            server.settimeout(60)
-            meeting = threading.Thread(target=_greet_two, args=(server,))
-            meeting.start()
+        assert _two_at_once(subject, places, tmp_path, program) == ["both are here"] * 2
 
-            def one(where: Path) -> bytes:
-                mounts = [ReadOnlyMount(source=place, target="/run/meeting")]
-                watching = Watching()
-                with subject.engine.sandbox(specify(subject, where, program, mounts=mounts)) as sandbox:
-                    sandbox.run(watching)
-                return watching.output_seen
+    def test_two_sandboxes_at_once_share_nothing(
+        self, subject: Subject, places: Callable[[], Path], tmp_path: Path
+    ) -> None:
+        """Containment, 30: what only one can have, each has, at the same moment."""
+        found = [json.loads(text) for text in _two_at_once(subject, places, tmp_path, _TAKING)]
+        locks = [one.pop("a lock on a file of the system") for one in found]
+        assert {answer for one in found for answer in one.values()} == {"taken"}, found
+        # Without an image the system's files are the machine's own, and so are the locks on them: as declared.
+        assert (locks == ["taken", "taken"]) is (subject.keeps("image") is Guarantee.ENFORCED), locks
 
-            with ThreadPoolExecutor(2) as pool:
-                seen = list(pool.map(one, [places(), places()]))
-            meeting.join(60)
-        assert seen == [b"both are here\n"] * 2
+
+_TAKING = """
+    import ctypes, fcntl, json, os, socket, sys
+    libc = ctypes.CDLL(None, use_errno=True)
+    kept = []
+
+    def number(result):
+        if result < 0: raise OSError(ctypes.get_errno(), "refused")
+
+    def taken(call):
+        try: kept.append(call())
+        except OSError as error: return error.strerror
+        return "taken"
+
+    def abstract():
+        one = socket.socket(socket.AF_UNIX)
+        one.bind("\\0meeting-of-two")
+        return one
+
+    file = os.open(os.path.realpath("/usr/bin/env"), os.O_RDONLY)
+    exclusive = os.O_CREAT | os.O_EXCL
+    found = {
+        "an abstract socket": taken(abstract),
+        "a file in /tmp": taken(lambda: os.open("/tmp/meeting", exclusive)),
+        "a file in /dev/shm": taken(lambda: os.open("/dev/shm/meeting", exclusive)),
+        "a file in the workspace": taken(lambda: os.open("meeting", exclusive)),
+        "shared memory": taken(lambda: number(libc.shmget(0x5EED, 4096, 0o3600))),
+        "a semaphore": taken(lambda: number(libc.semget(0x5EED, 1, 0o3600))),
+        "a port": taken(lambda: socket.create_server(("127.0.0.1", 47123))),
+        "a lock on a file of the system": taken(lambda: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)),
+    }
+    with socket.socket(socket.AF_UNIX) as one:
+        one.connect("/run/meeting/s")
+        assert one.recv(100) == b"both are here"
+    print(json.dumps(found))
+"""
+
+
+def _two_at_once(subject: Subject, places: Callable[[], Path], tmp_path: Path, program: str) -> list[str]:
+    """What two sandboxes print that both wait, at /run/meeting/s, until the other is there."""
+    place = tmp_path / f"meeting-{os.urandom(3).hex()}"
+    place.mkdir(mode=0o755)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(place / "s"))
+        (place / "s").chmod(0o666)
+        server.listen()
+        server.settimeout(60)
+        meeting = threading.Thread(target=_greet_two, args=(server,))
+        meeting.start()
+
+        def one(where: Path) -> str:
+            mounts = [ReadOnlyMount(source=place, target="/run/meeting")]
+            watching = Watching()
+            with subject.engine.sandbox(specify(subject, where, program, mounts=mounts)) as sandbox:
+                sandbox.run(watching)
+            return watching.output_seen.decode().strip()
+
+        with ThreadPoolExecutor(2) as pool:
+            seen = list(pool.map(one, [places(), places()]))
+        meeting.join(60)
+    return seen
 
 
 def _answer(server: socket.socket) -> None:
