@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from arsandbox.sandbox import host, recovery, state
+from arsandbox.sandbox.errors import MachineError
 
 
 @dataclass(frozen=True)
@@ -27,16 +28,24 @@ class RunDirectory:
 
 @contextmanager
 def run_directory(repository_state: Path) -> Iterator[RunDirectory]:
-    """A fresh id with its directories; the scratch directory and its mounts are removed at the end."""
+    """A fresh id with its directories; the scratch directory and its mounts are removed at the end.
+
+    After a MachineError they stay for the next recovery: an engine that died may still hold what bears the id.
+    """
     identity = state.new_experiment_id()
     scratch = repository_state / "runs" / identity
     with recovery.entering_or_leaving(repository_state):
         state.make_private(scratch)
         lock = state.Lock.try_take(scratch / "lock")
     assert lock is not None  # noqa: S101 - the id is new, and nobody else looks at it before it is locked
+    removing = True
     try:
         keep = state.make_private(repository_state / "experiments" / identity)
         yield RunDirectory(identity, scratch, keep)
+    except MachineError:
+        removing = False
+        raise
     finally:
-        recovery.remove_run(scratch)
+        if removing:
+            recovery.remove_run(scratch)
         lock.close()

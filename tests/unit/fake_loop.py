@@ -205,9 +205,9 @@ class FakeLoop:
 
 
 def moments(seed: int, number: int, longest_s: float) -> list[float]:
-    """Seconds after which to kill, drawn from `seed`."""
+    """Seconds after which to kill, drawn from `seed`; the first ones come early, so that there is something to kill."""
     chance = random.Random(seed)
-    return [chance.uniform(0.02, longest_s) for _ in range(number)]
+    return sorted(chance.uniform(0.02, longest_s) for _ in range(number))
 
 
 def timed(work: Callable[[], object]) -> float:

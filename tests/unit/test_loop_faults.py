@@ -77,7 +77,7 @@ def test_killed_again_and_again_at_random_moments(seed: int, fake_loop: MakeLoop
     rule = "greedy" if seed % 2 else "confirm"
     whole = timed(task(fake_loop, rule, "timed").rounds)
     made, kills = task(fake_loop, rule), 0
-    for seconds in moments(seed, 6, 1.2 * whole):
+    for seconds in moments(seed, 6, 0.7 * whole):
         ended = made.child(kill_after_s=seconds, resume=bool(made.journals()))
         kills += ended.code == -9
         made.check(over=False)

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from arsandbox.sandbox import recovery, state
-from arsandbox.sandbox.engines.fake import FakeEngine
-from arsandbox.sandbox.errors import ArsandboxError
+from arsandbox.sandbox.engines.fake import FakeEngine, Fault
+from arsandbox.sandbox.errors import ArsandboxError, MachineError
 from arsandbox.sandbox.run_directory import run_directory
 
 
@@ -113,3 +113,18 @@ def test_a_run_outlives_the_removal_of_the_whole_state_directory(tmp_path: Path)
     with run_directory(place):
         shutil.rmtree(place)
     assert not place.exists()
+
+
+def test_what_an_engine_that_died_still_holds_is_swept_by_the_next_recovery(tmp_path: Path, fake_loop: Any) -> None:
+    """The controller lives and ends its run, but its engine cannot remove the sandbox."""
+    made = fake_loop()
+    made.offer({"1": "raise\n"})
+    engine = FakeEngine(faults=[Fault(call="exit")], isolation="container")
+    with pytest.raises(MachineError, match="a scripted fault"):
+        made.rounds(engine=engine)
+    held = engine.labelled("arsandbox.experiment")
+    runs = made.repository.state / "runs"
+    assert held < {run.name for run in runs.iterdir()} and len(held) == 1  # the run that asked for the baseline, too
+    done = recovery.recover(made.repository.state, engine)
+    assert f"sandbox {held.pop()}" in done
+    assert engine.labelled("arsandbox.experiment") == set() and list(runs.iterdir()) == []
