@@ -30,10 +30,13 @@ def show(
     from arsandbox.policies.meet import everything, shown
     from arsandbox.sandbox.errors import UsageError
     from arsandbox.sandbox.policy_sources import STAGES, stage_policies
+    from arsandbox.sandbox.settings import asked_gpus
 
     if stage not in STAGES:
         raise UsageError(f"--stage {stage!r}: there is no such stage", hint=f"one of {', '.join(STAGES)}")
-    effective = stage_policies(_project(repo), named=policy)[stage]
+    project = _project(repo)
+    asked, asker = asked_gpus(project)
+    effective = stage_policies(project, named=policy, gpus=(asker, asked.number))[stage]
     if json:
         sys.stdout.write(encoder.dumps(_document(stage, effective)) + "\n")
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from arsandbox.sandbox import config
+from arsandbox.sandbox import autoresearch, config
 from arsandbox.sandbox.errors import UsageError
 
 _HEAD = """\
@@ -44,12 +44,18 @@ def starting_config(worktree: Path, *, force: bool) -> tuple[str, Path]:
             f"{worktree} has no train.py: its layout is not known",
             hint="write arsandbox.toml by hand (docs/configuration.md)",
         )
+    protected = sorted(present - {"train.py"})
+    if autoresearch.recognised(worktree):
+        text = autoresearch.starting_config(worktree, protected)
+        config.parse(text, config.FILE_NAME)
+        target.write_text(text)
+        return "karpathy/autoresearch, on a GPU", target
     kind = "autoresearch layout" if {"prepare.py", "program.md"} <= present else "train.py"
     evaluated = "evaluate.py" in present
     text = _HEAD.format(
         image="cpu",
         budget="5m",
-        protected=", ".join(f'"{name}"' for name in sorted(present - {"train.py"})),
+        protected=", ".join(f'"{name}"' for name in protected),
         metric="val_bpb" if kind == "autoresearch layout" else "val_loss",
         source="evaluate" if evaluated else "stdout",
     )

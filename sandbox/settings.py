@@ -169,7 +169,7 @@ def resolve(project: ProjectConfig | None, options: Options) -> Settings:
             '--audit needs a model that can be asked: [evaluate] with interface = "lm"',
             hint="docs/integrity.md says how to move a project there",
         )
-    gpus, asker = _gpus(project, options)
+    gpus, asker = asked_gpus(project, options.gpus)
     policies = stage_policies(project, limits=options.limits, named=options.policy, gpus=(asker, gpus.number))
     budget = options.budget_s if options.budget_s is not None else project.budget
     if budget <= 0:
@@ -182,9 +182,9 @@ def resolve(project: ProjectConfig | None, options: Options) -> Settings:
     return settings
 
 
-def _gpus(project: ProjectConfig, options: Options) -> tuple[GpuRequest, str]:
-    """What is asked for, and by whom: the command line, else the project, else the image."""
-    for asker, text in (("--gpus", options.gpus), ("gpus of the project", project.gpus)):
+def asked_gpus(project: ProjectConfig, option: str | None = None) -> tuple[GpuRequest, str]:
+    """What is asked for, and by whom: the `option`, else the project, else the image. Raises UsageError."""
+    for asker, text in (("--gpus", option), ("gpus of the project", project.gpus)):
         if text is not None:
             return parse_gpus(text, what=asker), asker
     return default_gpus(project.image), f"the image {project.image} (--gpus none leaves it out)"
