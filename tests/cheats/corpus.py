@@ -88,11 +88,6 @@ class Cheat(Data):
         """The edit, as git diff writes it."""
         return self.folder / "edit.patch"
 
-    @property
-    def strongest(self) -> str:
-        """The highest level that answers for this cheat."""
-        return max(self.levels)
-
 
 class Honest(Data):
     """An honest edit: it may win or lose, but no level may refuse it."""

@@ -14,24 +14,25 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
 
 
 def at_levels(
-    items: tuple[Any, ...], levels: Callable[[Any], tuple[str, ...]], first: Callable[[int, tuple[str, ...]], str]
+    items: tuple[Any, ...], levels: Callable[[Any], tuple[str, ...]], first: Callable[[int, Any, tuple[str, ...]], str]
 ) -> list[Any]:
     """Each item at each of its levels; all but the level that `first` chooses are slow."""
     found = []
     for index, item in enumerate(items):
         every = levels(item)
         for level in every:
-            marks = () if level == first(index, every) else (pytest.mark.slow,)
+            marks = () if level == first(index, item, every) else (pytest.mark.slow,)
             found.append(pytest.param(item, level, id=f"{item.id}-{level}", marks=marks))
     return found
 
 
-def strongest(index: int, levels: tuple[str, ...]) -> str:
-    """A cheat is tried at its strongest level."""
-    return levels[-1]
+def strongest(index: int, cheat: Cheat, levels: tuple[str, ...]) -> str:
+    """A cheat is tried at its strongest level; at L3 where L4, with its second box, has nothing else to say."""
+    same = "L3" in levels and levels[-1] == "L4" and cheat.levels["L3"] == cheat.levels["L4"]
+    return "L3" if same else levels[-1]
 
 
-def in_turn(index: int, levels: tuple[str, ...]) -> str:
+def in_turn(index: int, edit: Honest, levels: tuple[str, ...]) -> str:
     """Honest edits take turns, so that each level sees some."""
     return levels[index % len(levels)]
 
