@@ -13,6 +13,7 @@ from arsandbox.cli.options import EngineName, Experiment, Json, PolicyName, Repo
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from arsandbox.sandbox.errors import MachineError
     from arsandbox.sandbox.experiment import Plan
     from arsandbox.sandbox.models import ImageRef
 
@@ -97,6 +98,7 @@ def run(
     request = experiment.Request(repo, options, base=base, patch=patch, commit=commit)
     if dry_run:
         plan = experiment.plan(request, find_image=_image_or_warning(engine))
+        _warn_of_gpus(plan)
         _say_plan(plan, as_json=json)
         if plan.refusals:
             # Not raised: with --json the plan, which holds the refusals, is the one document.
@@ -188,10 +190,26 @@ def _image_or_warning(engine: str) -> Callable[[str], ImageRef]:
         try:
             return image_finder(engine)(name)
         except MachineError as error:
-            sys.stderr.write(f"arsandbox: a real run would stop here: {error.message}\n  fix: {error.hint}\n")
+            _would_stop(error)
             return ImageRef(name=name, digest=_NOT_BUILT)
 
     return find
+
+
+def _warn_of_gpus(plan: Plan) -> None:
+    """For a dry run devices that are not there are no obstacle either."""
+    from arsandbox.sandbox.errors import MachineError
+    from arsandbox.sandbox.gpu.grant import require_devices
+
+    if plan.settings.gpus.number:
+        try:
+            require_devices(plan.settings.gpus)
+        except MachineError as error:
+            _would_stop(error)
+
+
+def _would_stop(error: MachineError) -> None:
+    sys.stderr.write(f"arsandbox: a real run would stop here: {error.message}\n  fix: {error.hint}\n")
 
 
 def _say_plan(plan: Plan, *, as_json: bool) -> None:

@@ -75,9 +75,9 @@ def runc_version() -> tuple[str, str | None] | None:
 def toolkit_version() -> tuple[str, str | None] | None:
     """(version, None) of NVIDIA's container toolkit: its packages are NVIDIA's own, so upstream's number counts."""
     for program, option in ((TOOLKIT, "--version"), ("nvidia-container-runtime-hook", "-version")):
-        installed = _installed(program, [option])
-        if installed is not None:
-            return (installed[0], None)
+        path = shutil.which(program)
+        if path is not None:
+            return (_version([path, option]), None)
     return None
 
 
@@ -93,11 +93,14 @@ def _installed(program: str, arguments: list[str]) -> tuple[str, str | None] | N
     path = shutil.which(program)
     if path is None:
         return None
-    said = _output([path, *arguments]) or ""
-    found = re.search(r"\bversion (\d[\w.+~-]*)", said)
     owner = (_output(["dpkg-query", "--search", path]) or "").partition(":")[0]
     package = _output(["dpkg-query", "--show", "--showformat=${Version}", owner]) if owner else None
-    return (found[1] if found else "unknown", package or None)
+    return (_version([path, *arguments]), package or None)
+
+
+def _version(command: list[str]) -> str:
+    found = re.search(r"\bversion (\d[\w.+~-]*)", _output(command) or "")
+    return found[1] if found else "unknown"
 
 
 def _output(arguments: list[str]) -> str | None:

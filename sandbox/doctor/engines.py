@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
+from arsandbox.images import lock
 from arsandbox.policies.seccomp import bpf_program
 from arsandbox.sandbox import advisories
 from arsandbox.sandbox.doctor.rows import Row
@@ -12,6 +14,7 @@ from arsandbox.sandbox.engines.registry import AUTO, open_any, open_engine
 from arsandbox.sandbox.errors import ArsandboxError, MachineError
 from arsandbox.sandbox.imaging import catalogue
 from arsandbox.sandbox.models import Guarantee, Guarantees
+from arsandbox.sandbox.repository import Repository
 
 _NESTED = (
     "use --engine docker; where this is itself a container, start it with --security-opt seccomp=unconfined "
@@ -152,6 +155,32 @@ def images(opened: Opened) -> Row:
         fix = f"arsandbox image build {gone[0]}"
         return Row(name="pinned", status="warning", detail=f"not in the engine: {', '.join(gone)}", fix=fix)
     return Row(name="pinned", status="ok", detail=", ".join(entry.name for entry in pinned))
+
+
+def image_lock(repository: Path) -> Row:
+    """Whether what the committed arsandbox.lock of the repository pins is what its names stand for here."""
+    try:
+        opened = Repository.open(repository)
+        head = opened.head()
+    except ArsandboxError:
+        return Row(name="lock", status="ok", detail="no repository with a commit here")
+    data = opened.objects.read(f"{head}:{lock.FILE_NAME}")
+    if data is None:
+        return Row(name="lock", status="ok", detail=f"no {lock.FILE_NAME} at {head[:12]}: names are not locked")
+    try:
+        locked = lock.parse(data, f"{lock.FILE_NAME} at {head[:12]}").images
+        here = {entry.name: entry.digest for entry in catalogue().entries()}
+    except ArsandboxError as error:
+        return Row(name="lock", status="missing", detail=error.message, fix=error.hint)
+    gone = [name for name in locked if name not in here]
+    drifted = [name for name in locked if name in here and here[name] != locked[name].digest]
+    if drifted:
+        told = f"{', '.join(drifted)}: another image here than {lock.FILE_NAME} says"
+        return Row(name="lock", status="warning", detail=told, fix=f"arsandbox image lock {drifted[0]}, then commit it")
+    if gone:
+        fix = f"arsandbox image build {gone[0]}"
+        return Row(name="lock", status="warning", detail=f"locked, but not here: {', '.join(gone)}", fix=fix)
+    return Row(name="lock", status="ok", detail=f"{', '.join(locked) or 'nothing'} as locked")
 
 
 def _not_in_circles(hint: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from arsandbox.sandbox.doctor import engines, gpu, machine
 from arsandbox.sandbox.doctor.engines import Opened
@@ -33,6 +34,7 @@ def examine(engine: str, *, try_gpu: bool = False) -> list[Row]:
         machine.clock,
         lambda: machine.image_tools(opened.name),
         lambda: engines.images(opened),
+        lambda: engines.image_lock(Path()),
         lambda: gpu.driver(wanted=try_gpu),
         lambda: gpu.toolkit(opened.facts, wanted=try_gpu),
         lambda: gpu.cdi(opened.facts),

@@ -455,7 +455,8 @@ def test_an_image_that_needs_a_gpu_on_a_machine_without_one(project: Any) -> Non
     done = task.run("--image", "cuda12")
     driver, hint = done.err.strip().splitlines()
     assert done.code == 4 and "driver" in driver and "apt-get install nvidia-driver" in hint, done
-    assert task.run("--image", "cuda12", "--dry-run").code == 0
+    rehearsed = task.run("--image", "cuda12", "--dry-run")
+    assert rehearsed.code == 0 and f"a real run would stop here: {driver.removeprefix('arsandbox: ')}" in rehearsed.err
     done = task.run("--image", "cuda12", "--gpus", "none")
     assert done.code == 4 and "arsandbox image build cuda12" in done.err, done
     done = task.run("--gpus", "all")

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from arsandbox_test_nvidia import Driver, Gpu
@@ -154,6 +155,31 @@ def test_images_that_are_pinned(tmp_path: Path) -> None:
     assert engines.images(Opened("docker", FakeEngine())).detail == "torch-cpu"
     place.write_text("{")
     assert engines.images(held).status == "missing"
+
+
+def test_the_lock_of_the_repository_here(make_repo: Any) -> None:
+    def entry(digit: str) -> dict[str, object]:
+        return {"digest": f"sha256:{digit * 64}"}
+
+    repository = make_repo({"a": "b"})
+    assert engines.image_lock(repository.path.parent).status == engines.image_lock(repository.path).status == "ok"
+    repository.write(
+        {"arsandbox.lock": json.dumps({"version": 1, "images": {"cpu": entry("1"), "cuda12": entry("2")}})}
+    )
+    repository.commit("lock")
+    row = engines.image_lock(repository.path)
+    assert row.status == "warning" and row.fix == "arsandbox image build cpu" and "cuda12" in row.detail
+    facts_of = {"recipe_sha256": "2" * 64, "size_bytes": 1, "built_at": "2026-01-01T00:00:00Z"}
+    images = {name: {**entry(digit), **facts_of} for name, digit in (("cpu", "1"), ("cuda12", "3"))}
+    (state.home() / "images.json").write_text(json.dumps({"version": 1, "images": images}))
+    row = engines.image_lock(repository.path)
+    assert row.status == "warning" and row.fix == "arsandbox image lock cuda12, then commit it"
+    images["cuda12"]["digest"] = entry("2")["digest"]
+    (state.home() / "images.json").write_text(json.dumps({"version": 1, "images": images}))
+    assert engines.image_lock(repository.path).detail == "cpu, cuda12 as locked"
+    repository.write({"arsandbox.lock": "{"})
+    repository.commit("broken")
+    assert engines.image_lock(repository.path).status == "missing"
 
 
 def test_a_card_without_a_driver(no_gpus: Path) -> None:

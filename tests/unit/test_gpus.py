@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from arsandbox_fake_loop import train
 from arsandbox_test_nvidia import GIB, Driver, Gpu
 
 from arsandbox.sandbox import advisories, host
@@ -294,3 +295,53 @@ def test_a_record_knows_the_hardware(driver: Driver) -> None:
     driver.tell(Gpu(A), Gpu(MIG, parent=A), Gpu(B, name="NVIDIA L4"))
     found = host.environment()
     assert (found["gpu"], found["driver"]) == ("NVIDIA H100 80GB HBM3, NVIDIA L4", "570.86.15")
+
+
+# --- a loop, and its records ---
+
+
+@pytest.mark.parametrize(("parallel", "devices"), [(1, (A,)), (2, (A, B))])
+def test_a_loop_with_as_many_devices_as_trainings_leases_them_in_turns(
+    driver: Driver, fake_loop: Callable[..., Any], parallel: int, devices: tuple[str, ...]
+) -> None:
+    driver.tell(*map(Gpu, devices))
+    # Processors enough that the next training may begin while the one before is still read back.
+    made = fake_loop(config="[measurement]\npin = false\n[limits]\ncpus = 0.25\n")
+    repository = made.made
+    repository.write({"arsandbox.toml": "gpus = 1\n" + (repository.path / "arsandbox.toml").read_text()})
+    repository.commit("a GPU for each run")
+    made.offer({str(n): train(extra=float(n)) for n in range(1, 7)} | {"7": train(9.0)})
+    lock, busy, together = threading.Lock(), [0], []
+
+    def running(number: int) -> None:
+        with lock:
+            busy[0] += 1
+            together.append(busy[0])
+        time.sleep(0.05)
+        with lock:
+            busy[0] -= 1
+
+    made.running = running
+    engine = made.engine()
+    records = made.rounds(parallel=parallel, engine=engine)
+    assert len(records) == 7 and max(together) <= parallel
+    assert {spec.gpus for spec in engine.specs} <= {(uuid,) for uuid in devices}
+    assert all(spec.labels[LABEL] == spec.gpus[0] for spec in engine.specs)
+    assert all(len(record.usage.gpu["devices"]) == 1 and record.findings == () for record in records)
+    assert {record.policy.effective["asked_gpus"] for record in records} == {"1"}
+    made.check(over=True)
+
+
+def test_a_pending_result_is_confirmed_with_the_devices_that_it_had(
+    driver: Driver, fake_loop: Callable[..., Any]
+) -> None:
+    made = fake_loop(rule="quick", noise=0.05, config="[measurement]\npin = false\n")
+    repository = made.made
+    repository.write({"arsandbox.toml": "gpus = 2\n" + (repository.path / "arsandbox.toml").read_text()})
+    repository.commit("two GPUs for each run")
+    made.offer({"1": train(8.0)})
+    engine = made.engine()
+    (final,) = made.rounds(engine=engine)
+    assert final.promotion is not None and final.confirms is not None
+    assert {spec.gpus for spec in engine.specs} == {(A, B)}
+    made.check(over=True)
