@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from arsandbox.cli import admin, demo, evidence, history, images, loop, policy, rerun, run, setup
+from arsandbox.cli import admin, caches, demo, evidence, history, images, loop, policy, rerun, run, setup
 from arsandbox.cli.boundary import application, guarded
 
 app = application(help="Run untrusted edits of training code in throw-away containers; promote the winners into git.")
@@ -45,6 +45,7 @@ app.command("verify")(evidence.verify)
 app.command("doctor")(admin.doctor)
 app.command("gc")(admin.gc)
 app.add_typer(images.app, name="image")
+app.add_typer(caches.app, name="cache")
 app.add_typer(policy.app, name="policy")
 app.add_typer(evidence.key, name="key")
 

@@ -14,6 +14,7 @@ import rfc8785
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from arsandbox.policies.rules import EVERYTHING, Directories, Hosts, Least, Names, Tighter, Union
+from arsandbox.sandbox.caches.kinds import KINDS
 from arsandbox.sandbox.errors import UsageError
 from arsandbox.sandbox.quantities import parse_duration, parse_size
 
@@ -67,6 +68,12 @@ def _name(value: str) -> str:
         raise ValueError(f"{value!r} is not a variable's name or a beginning of one, like HF_HOME or HF_*")
     if RESERVED.match(value):
         raise ValueError(f"{value} is reserved and can never pass")
+    return value
+
+
+def _cache_kind(value: str) -> str:
+    if value not in (EVERYTHING, *KINDS):
+        raise ValueError(f"{value!r} is no kind of cache: {', '.join(KINDS)}, or {EVERYTHING}")
     return value
 
 
@@ -144,6 +151,9 @@ class Policy(BaseModel):
     mounts: Annotated[
         tuple[Annotated[str, AfterValidator(_directory)], ...], AfterValidator(Directories().normal), Directories()
     ] = ()
+    caches: Annotated[
+        tuple[Annotated[str, AfterValidator(_cache_kind)], ...], AfterValidator(Names().normal), Names()
+    ] = (EVERYTHING,)
     isolation: Annotated[Isolation, Tighter(ISOLATION)] = "namespaces"
     enforced: Annotated[tuple[Promise, ...], AfterValidator(_sorted), Union()] = ()
     promote_trust: Annotated[Trust, Tighter(("L0", "L1", "L2", "L3", "L4"))] = "L0"

@@ -39,7 +39,7 @@ def _ceiling(judges: bool) -> Policy:
     )  # fmt: skip
     return Policy(
         limits=most, network="none" if judges else "allowlist", hosts=(EVERYTHING,),
-        private_hosts=(EVERYTHING,), gpus=4096, environment=(EVERYTHING,), mounts=("/",),
+        private_hosts=(EVERYTHING,), gpus=4096, environment=(EVERYTHING,), mounts=("/",), caches=(EVERYTHING,),
         isolation=ISOLATION[0], enforced=(), promote_trust="L0", self_reported="on-request", editable=(), protected=(),
         patch_bytes=LARGEST, patch_files=LARGEST, artifact_bytes=LARGEST, artifact_files=LARGEST,
     )  # fmt: skip

@@ -74,6 +74,7 @@ class Measurement:
     change_set: ChangeSet = field(default_factory=ChangeSet)
     artifacts: dict[str, str] = field(default_factory=dict)
     artifact_directory: Path | None = None
+    compiled_directory: Path | None = None
     reports: Path | None = None
     evaluator_changed: list[str] = field(default_factory=list)
     conditions: Conditions | None = None

@@ -10,13 +10,14 @@ import math
 import re
 import tomllib
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, ValidationError
 
 from arsandbox.policies.edits import EditRules
 from arsandbox.policies.model import HostPorts, Limits, Network, Policy, PolicyFile
 from arsandbox.policies.rules import EVERYTHING
+from arsandbox.sandbox.caches.kinds import COMPILED, Kind
 from arsandbox.sandbox.errors import UsageError
 from arsandbox.sandbox.models import Goal
 from arsandbox.sandbox.quantities import LONGEST_SECONDS, parse_duration, parse_size
@@ -105,6 +106,8 @@ def _directory(value: str) -> str:
 
 
 Directory = Annotated[str, AfterValidator(_directory)]
+CacheName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+CacheStage = Literal["prepare", "train", "evaluate", "model", "score"]
 
 
 def _gpus(value: object) -> object:
@@ -272,6 +275,32 @@ class MeasurementConfig(Section):
     memory_pressure: Annotated[Finite, Field(ge=0, le=1)] | None = None
 
 
+class CacheConfig(Section):
+    """A cache of this machine (`arsandbox cache list`) that the stages see read-only, in `[caches.NAME]`.
+
+    `sha256` refuses every other version. Without `stages` training alone sees a dataset, and every stage a tokenizer
+    or kernels. Compiled kinds (inductor, triton) are for training alone: no evaluation runs what a candidate compiled.
+    """
+
+    kind: Kind
+    stages: tuple[CacheStage, ...] = ()
+    target: Directory | None = None
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+
+    def seen_by(self) -> tuple[str, ...]:
+        """The stages that see it."""
+        everyone = get_args(CacheStage) if self.kind in ("tokenizer", "kernels") else ("train",)
+        return self.stages or everyone
+
+    def problem(self, name: str) -> str | None:
+        """What cannot work, or None."""
+        if self.kind in COMPILED and self.target is not None:
+            return f"[caches.{name}] target: a compiled kind lies in the workspace"
+        if self.kind in COMPILED and set(self.stages) - {"train"}:
+            return f"[caches.{name}] stages: a compiled kind is for training alone"
+        return None
+
+
 class ProjectConfig(Section):
     """Everything a project says about how its experiments run."""
 
@@ -290,6 +319,7 @@ class ProjectConfig(Section):
     decision: DecisionConfig = DecisionConfig()
     measurement: MeasurementConfig = MeasurementConfig()
     mounts: tuple[Directory, ...] = ()
+    caches: dict[CacheName, CacheConfig] = Field(default_factory=dict)
     gpus: Gpus | None = None
     policy: PolicyFile | None = None
 
@@ -319,6 +349,9 @@ class ProjectConfig(Section):
                 f"{where}: startup is set, but there is no [prepare] section whose data could wait for READY",
                 hint="docs/integrity.md, The data tap",
             )
+        for name, cache in self.caches.items():
+            if (wrong := cache.problem(name)) is not None:
+                raise UsageError(f"{where}: {wrong}", hint="docs/caches.md")
         problem = self.prepare.problem() if self.prepare is not None else None
         if problem is not None:
             raise UsageError(f"{where}: {problem}", hint='write them like hosts = ["index.example:443"]')
@@ -395,6 +428,8 @@ def _keys_at(location: tuple[int | str, ...]) -> list[str]:
         "decision": DecisionConfig,
         "measurement": MeasurementConfig,
     }
+    if location and location[0] == "caches":
+        return list(CacheConfig.model_fields)
     if location and location[0] == "policy":
         tables: type[BaseModel] = Policy if "stage" in location else PolicyFile
         return list((Limits if location[-1] == "limits" else tables).model_fields)

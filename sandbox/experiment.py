@@ -14,6 +14,7 @@ from dataclasses import replace
 from arsandbox.sandbox import candidate as candidates
 from arsandbox.sandbox import decision, host, noise, plausibility, prepared, promoting, recovery, reported, state, steps
 from arsandbox.sandbox.bench import declared_trust
+from arsandbox.sandbox.caches import compiled
 from arsandbox.sandbox.candidate import Candidate
 from arsandbox.sandbox.engines.port import Engine
 from arsandbox.sandbox.errors import ArsandboxError, Interrupted, UsageError
@@ -337,6 +338,7 @@ class _Experiment:
         directory, kept = self._seen.artifact_directory, self._place.keep / "artifacts"
         if directory is not None and directory.exists() and not kept.exists():
             directory.rename(kept)
+        compiled.keep(self._seen, self._place.keep)
 
     def _final(self, verdict: Verdict, reason: str) -> Record:
         seen, what = self._seen, self._plan
@@ -399,6 +401,7 @@ class _Experiment:
             part=self._part,
             round=what.round,
             image=what.image,
+            caches=what.settings.cache_uses(),
             command=project.command,
             seed=self._seed,
             budget_s=what.settings.budget_s,

@@ -14,6 +14,7 @@ from arsandbox.sandbox import hygiene, plausibility, reported, steps
 from arsandbox.sandbox.bench import Bench as Bench
 from arsandbox.sandbox.bench import Measurement as Measurement
 from arsandbox.sandbox.bench import determinism as determinism
+from arsandbox.sandbox.caches import compiled
 from arsandbox.sandbox.candidate import Candidate
 from arsandbox.sandbox.config import EvaluateConfig
 from arsandbox.sandbox.cores import Cores
@@ -95,6 +96,7 @@ def _train_with(
     tap = _tap(bench, run)
     if bench.data is not None and tap is None:
         stack = (*stack, bench.data.visible)
+    stack = (*stack, *settings.cache_layers(Stage.TRAIN))
     verifying = settings.project.metric.evaluator
     into.evaluator_changed = verified.changed_files(bench.objects, candidate.base, stack, verifying)
     into.artifact_directory = Path(tempfile.mkdtemp(prefix="artifacts-", dir=run.scratch))
@@ -117,7 +119,7 @@ def _train_with(
             command=settings.project.command,
             environment={
                 **determinism(seed),
-                **settings.project.environment,
+                **settings.environment_for(Stage.TRAIN),
                 "ARSANDBOX_BUDGET_SECONDS": f"{settings.budget_s:g}",
                 **(_tapped(settings, tap) if tap is not None else {}),
             },
@@ -219,6 +221,8 @@ def _read_back(bench: Bench, candidate: Candidate, stage: StageRun, into: Measur
     into.reports = into.artifact_directory.with_suffix(".reports") if into.artifact_directory else None
     if into.reports is not None:
         reported.collect(stage.sandbox, bench.settings.project.metric, into.reports)
+    if stage.outcome.termination.reason is Reason.COMPLETED:
+        compiled.collect(bench.settings, stage.sandbox, into)
     declared = bench.settings.project.evaluate
     if declared is not None and stage.outcome.termination.reason is Reason.COMPLETED:
         assert into.artifact_directory is not None  # noqa: S101 - made before the run
@@ -267,7 +271,7 @@ def _evaluate_apart(
         command=plan_of.command,
         environment={
             **determinism(0),
-            **settings.project.environment,
+            **settings.environment_for(Stage.EVALUATE),
             "PYTHONPATH": python_path(settings.project.environment),
         },
         mounts=(ReadOnlyMount(source=library, target=TARGET), *settings.mounts_for(Stage.EVALUATE)),

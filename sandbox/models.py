@@ -356,6 +356,15 @@ class Timing(Model):
     gap_s: float | None = None
 
 
+class CacheUse(Model):
+    """A cache that stages saw: its name, kind, the digest of its contents, and which stages."""
+
+    name: str
+    kind: str
+    sha256: str
+    stages: tuple[str, ...]
+
+
 class StageRecord(Model):
     """One stage's run: how it ended, what it used, and the digest of its log. `egress`: None had no network."""
 
@@ -453,6 +462,7 @@ class Record(Model):
     trust: Trust
     setup_sha256: str
     data_sha256: str | None = None
+    caches: tuple[CacheUse, ...] = ()
     baseline: Baseline | None = None
     verdict: Verdict
     reason: str

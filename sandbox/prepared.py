@@ -91,9 +91,11 @@ def ensure(
     plan = settings.project.prepare
     if plan is None:
         return None
+    caches = settings.caches_for(Stage.PREPARE)
     key = digest({
         "fixed": fixed[0], "image": image.digest, "prepare": plan.model_dump(mode="json"),
         "environment": settings.project.environment, "heldout": list(settings.heldout),
+        **({"caches": [[one.name, one.sha256] for one in caches]} if caches else {}),
         **({"mounts": list(settings.project.mounts)} if settings.project.mounts else {}),
     })  # fmt: skip
     home = state.make_private(directory)
@@ -191,7 +193,7 @@ def _run(
         stage=Stage.PREPARE,
         image=image,
         command=plan.command,
-        environment={**settings.project.environment, "ARSANDBOX_SEED": str(seed), "PYTHONHASHSEED": "0"},
+        environment={**settings.environment_for(Stage.PREPARE), "ARSANDBOX_SEED": str(seed), "PYTHONHASHSEED": "0"},
         layers=stack,
         limits=policy.limits,
         mounts=settings.mounts_for(Stage.PREPARE),

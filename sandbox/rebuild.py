@@ -26,6 +26,7 @@ def settings_of(repository: Repository, record: Record) -> Settings:
         metric=record.metric.name,
         goal=record.metric.goal,
         limits=dict(effective["limits"]),
+        caches={one.name: one.sha256 for one in record.caches},
         gpus=str(effective.get("asked_gpus", "none")),
     )
     return configuration.resolve(configuration.load_project(objects, record.base_commit), options)

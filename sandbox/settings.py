@@ -13,6 +13,8 @@ from arsandbox.policies.meet import Effective
 from arsandbox.policies.model import RESERVED, Policy, StageName
 from arsandbox.policies.rules import Directories, Names
 from arsandbox.sandbox import config
+from arsandbox.sandbox.caches.kinds import default_target, variables
+from arsandbox.sandbox.caches.store import CacheStore, CacheVersion
 from arsandbox.sandbox.canonical import digest
 from arsandbox.sandbox.config import ProjectConfig
 from arsandbox.sandbox.decision.rules import Rule
@@ -21,7 +23,7 @@ from arsandbox.sandbox.errors import MachineError, RefusedError, UsageError
 from arsandbox.sandbox.gpu.request import GpuRequest
 from arsandbox.sandbox.gpu.request import default_for as default_gpus
 from arsandbox.sandbox.gpu.request import parse as parse_gpus
-from arsandbox.sandbox.models import Stage
+from arsandbox.sandbox.models import CacheUse, Stage
 from arsandbox.sandbox.objects import ObjectStore
 from arsandbox.sandbox.policy_sources import stage_policies
 from arsandbox.sandbox.quantities import parse_duration
@@ -33,7 +35,8 @@ _LEAST_GRACE_S = 10.0
 class Options:
     """The command line's word; None where nothing was said. Durations in seconds, sizes in bytes.
 
-    `fallback` makes the config where the base commit has none.
+    `fallback` makes the config where the base commit has none; `caches` names versions of caches by their digest, where
+    the newest is not the one.
     """
 
     image: str | None = None
@@ -52,6 +55,7 @@ class Options:
     audit: bool = False
     policy: str | None = None
     gpus: str | None = None
+    caches: Mapping[str, str] = field(default_factory=dict)
     fallback: Callable[[ObjectStore, str], ProjectConfig] | None = None
 
 
@@ -64,6 +68,7 @@ class Settings:
     budget_s: float
     grace_s: float
     gpus: GpuRequest
+    caches: tuple[CacheVersion, ...] = ()
 
     @property
     def policy(self) -> Policy:
@@ -115,7 +120,36 @@ class Settings:
 
         Raises RefusedError for one that the stage's policy does not allow, MachineError for one that is not there.
         """
-        return tuple(_mount(path, stage, self.policy_for(stage)) for path in self.project.mounts)
+        named = tuple(_mount(path, stage, self.policy_for(stage)) for path in self.project.mounts)
+        caches = (one for one in self.caches_for(stage) if one.layer is None)
+        return (*named, *(ReadOnlyMount(source=one.tree, target=self._cache_target(one)) for one in caches))
+
+    def caches_for(self, stage: Stage) -> tuple[CacheVersion, ...]:
+        """The caches that `stage` sees."""
+        return tuple(one for one in self.caches if stage.value in self.project.caches[one.name].seen_by())
+
+    def cache_layers(self, stage: Stage) -> tuple[Path, ...]:
+        """The compiled caches that `stage` finds below its workspace, as lower layers."""
+        return tuple(one.layer for one in self.caches_for(stage) if one.layer is not None)
+
+    def environment_for(self, stage: Stage) -> dict[str, str]:
+        """The project's variables for `stage`, over those by which libraries find its caches."""
+        found: dict[str, str] = {}
+        for one in self.caches_for(stage):
+            found |= variables(one.manifest.kind, self._cache_target(one))
+        return {**found, **self.project.environment}
+
+    def cache_uses(self) -> tuple[CacheUse, ...]:
+        """What is recorded of the caches."""
+        return tuple(
+            CacheUse(
+                name=one.name, kind=one.manifest.kind, sha256=one.sha256, stages=self.project.caches[one.name].seen_by()
+            )
+            for one in self.caches
+        )
+
+    def _cache_target(self, cache: CacheVersion) -> str:
+        return self.project.caches[cache.name].target or default_target(cache.name, cache.manifest.kind)
 
     def effective(self) -> dict[str, Any]:
         """The policy as it is recorded, with the edit rules that the candidate passed."""
@@ -127,10 +161,12 @@ class Settings:
         """Names the measuring set-up: values are comparable where, and only where, this is equal."""
         project = self.project.model_dump(
             mode="json",
-            exclude={"decision", "editable", "protected", "image", "measurement", "policy", "mounts", "gpus"},
+            exclude={"decision", "editable", "protected", "image", "measurement", "policy", "mounts", "gpus", "caches"},
         )
         if self.project.mounts:
             project["mounts"] = list(self.project.mounts)
+        if self.caches:
+            project["caches"] = [one.model_dump(mode="json") for one in self.cache_uses()]
         if self.gpus.number:
             project["gpus"] = self.gpus.number
         # The time and the GPU memory that are allowed end a run; they do not change what it measures.
@@ -177,7 +213,7 @@ def resolve(project: ProjectConfig | None, options: Options) -> Settings:
     grace = options.grace_s if options.grace_s is not None else project.grace
     if grace is None:
         grace = max(_LEAST_GRACE_S, budget / 10)
-    settings = Settings(project, policies, budget, grace, gpus)
+    settings = Settings(project, policies, budget, grace, gpus, _caches(project, options))
     _require_allowed(settings)
     return settings
 
@@ -209,6 +245,17 @@ def _with_options(project: ProjectConfig, options: Options) -> ProjectConfig:
     return config.from_table(changed, "command line")
 
 
+def _caches(project: ProjectConfig, options: Options) -> tuple[CacheVersion, ...]:
+    """The project's caches, every file compared; a version that a record or the config names is that one."""
+    if not project.caches:
+        return ()
+    store = CacheStore()
+    return tuple(
+        store.open(name, kind=cache.kind, sha256=options.caches.get(name) or cache.sha256 or "")
+        for name, cache in sorted(project.caches.items())
+    )
+
+
 def _mount(path: str, stage: Stage, policy: Policy) -> ReadOnlyMount:
     real = Path(path).resolve()  # what a link leads to is what is seen
     if not any(Directories().covers(one, str(real)) for one in policy.mounts):
@@ -230,6 +277,14 @@ def _require_allowed(settings: Settings) -> None:
                 f"[environment] sets {name}, but the policy lets only {list(settings.policy.environment)} pass",
                 hint="leave it out, or have the policy's `environment` list it",
             )
+    for name, cache in project.caches.items():
+        for seeing in cache.seen_by():
+            allowed = settings.policies[seeing].policy.caches
+            if not any(Names().covers(one, cache.kind) for one in allowed):
+                raise RefusedError(
+                    f"[caches.{name}] is of kind {cache.kind}, but the {seeing} stage may see {list(allowed)} alone",
+                    hint="leave that stage out of its `stages`, or have the policy's `caches` list it",
+                )
     for mounting in (
         Stage.TRAIN,
         *([Stage.PREPARE] if project.prepare else []),

@@ -181,7 +181,7 @@ class _Evaluation:
             stage=stage,
             image=self.bench.image,
             command=command,
-            environment={**determinism(0), **settings.project.environment, **own},
+            environment={**determinism(0), **settings.environment_for(stage), **own},
             layers=layers,
             limits=settings.policy_for(stage).limits,
             limit_s=self.config.timeout,

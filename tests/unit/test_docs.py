@@ -38,6 +38,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "`[evaluate]`": config.EvaluateConfig,
     "`[evaluate.lm]`": config.LanguageModelConfig,
     "`[evaluate.predictions]`": config.PredictionsConfig,
+    "`[caches.NAME]`": config.CacheConfig,
     "`[limits]`": config.LimitsConfig,
     "`[decision]`": config.DecisionConfig,
     "`[measurement]`": config.MeasurementConfig,
@@ -76,7 +77,8 @@ def test_every_section_of_the_config_has_a_place() -> None:
         for name, field in config.ProjectConfig.model_fields.items()
         if any(isinstance(a, type) and issubclass(a, config.Section) for a in _types(field))
     }
-    inner = {f"evaluate.{name}" for name in ("lm", "predictions")}
+    inner = {f"evaluate.{name}" for name in ("lm", "predictions")} | {"caches.NAME"}
+    models -= {"caches"}  # tables by names that the user chooses
     assert {f"`[{name}]`" for name in models | inner} | {"Top level"} == set(SECTIONS)
 
 

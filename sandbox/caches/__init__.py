@@ -1,0 +1,1 @@
+"""Named, versioned caches that runs see and cannot change."""
