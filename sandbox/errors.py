@@ -41,6 +41,10 @@ class MachineError(ArsandboxError):
     exit_code = 4
 
 
+class NotRemovedError(MachineError):
+    """The engine could not remove a sandbox (exit 4); its run directory stays, for the next recovery to do it."""
+
+
 class RepositoryError(ArsandboxError):
     """The git repository cannot be read or changed as asked (exit 5); nothing was promoted."""
 

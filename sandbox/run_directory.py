@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from arsandbox.sandbox import host, recovery, state
-from arsandbox.sandbox.errors import MachineError
+from arsandbox.sandbox.errors import NotRemovedError
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class RunDirectory:
 def run_directory(repository_state: Path) -> Iterator[RunDirectory]:
     """A fresh id with its directories; the scratch directory and its mounts are removed at the end.
 
-    After a MachineError they stay for the next recovery: an engine that died may still hold what bears the id.
+    After a NotRemovedError they stay for the next recovery: the engine still holds what bears the id.
     """
     identity = state.new_experiment_id()
     scratch = repository_state / "runs" / identity
@@ -42,7 +42,7 @@ def run_directory(repository_state: Path) -> Iterator[RunDirectory]:
     try:
         keep = state.make_private(repository_state / "experiments" / identity)
         yield RunDirectory(identity, scratch, keep)
-    except MachineError:
+    except NotRemovedError:
         removing = False
         raise
     finally:

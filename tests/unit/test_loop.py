@@ -18,8 +18,8 @@ from arsandbox.sandbox.engines.fake import FakeEngine, Script
 from arsandbox.sandbox.engines.port import SandboxSpec
 from arsandbox.sandbox.errors import UsageError
 from arsandbox.sandbox.events import Silent
-from arsandbox.sandbox.loop.bounds import Bounds
-from arsandbox.sandbox.models import Stage, Verdict
+from arsandbox.sandbox.loop.bounds import Bounds, gpu_seconds
+from arsandbox.sandbox.models import Promotion, Record, Stage, Timing, Usage, Verdict
 from arsandbox.sandbox.settings import Options
 
 MakeLoop = Callable[..., FakeLoop]
@@ -181,3 +181,28 @@ def test_what_was_measured_against_an_old_champion_must_beat_the_new_one(fake_lo
         assert (last.verdict, last.metric.value) == (Verdict.DISCARD, 9.0) and last.baseline.experiment == first.id
     assert "ANSWER = 7.0" in made.made.git("show", "arsandbox/t:train.py")
     made.check(over=True)
+
+
+def test_each_bound_ends_the_loop_when_it_is_reached(make_record: Callable[..., Record]) -> None:
+    won = make_record(promotion=Promotion(commit="a" * 40, ref="refs/heads/x"))
+    lost, crashed = make_record(verdict=Verdict.DISCARD), make_record(verdict=Verdict.CRASH, reason="exit code 1")
+
+    def why(
+        bounds: Bounds, rounds: list[Record], *, begun: int = 0, elapsed_s: float = 0, gpu_s: float = 0
+    ) -> str | None:
+        return bounds.reached(rounds, begun=begun, elapsed_s=elapsed_s, gpu_s=gpu_s)
+
+    assert why(Bounds(), [lost] * 99, begun=99, elapsed_s=1e9, gpu_s=1e9) is None
+    assert why(Bounds(count=3), [], begun=2) is None and "3 rounds" in str(why(Bounds(count=3), [], begun=3))
+    assert why(Bounds(seconds=10), [], elapsed_s=9.9) is None and why(Bounds(seconds=10), [], elapsed_s=10)
+    assert why(Bounds(gpu_seconds=10), [], gpu_s=9) is None and why(Bounds(gpu_seconds=10), [], gpu_s=11)
+    assert why(Bounds(failures=2), [crashed, lost, crashed]) is None  # in a row
+    assert "the last: exit code 1" in str(why(Bounds(failures=2), [lost, crashed, crashed]))
+    assert why(Bounds(plateau=2), [lost, lost, won, crashed]) is None
+    assert "promoted nothing" in str(why(Bounds(plateau=2), [won, lost, crashed]))
+
+
+def test_gpu_time_counts_every_device_of_every_run(make_record: Callable[..., Record]) -> None:
+    usage = Usage(gpu={"devices": [{"uuid": "GPU-1"}, {"uuid": "GPU-2"}]})
+    runs = [make_record(timing=Timing(run_s=10.0), usage=usage), make_record(timing=Timing(run_s=5.0))]
+    assert gpu_seconds(runs) == 20.0

@@ -21,7 +21,7 @@ from arsandbox.sandbox.engines.host_workspace import HostWorkspace
 from arsandbox.sandbox.engines.port import Collected, EnoughError, Outcome, SandboxSpec, Watcher
 from arsandbox.sandbox.engines.termination import Evidence, terminate
 from arsandbox.sandbox.engines.uids import Uid
-from arsandbox.sandbox.errors import MachineError
+from arsandbox.sandbox.errors import MachineError, NotRemovedError
 from arsandbox.sandbox.models import ChangeSet, Usage
 from arsandbox.sandbox.workspace.overlay import space_of
 
@@ -259,13 +259,18 @@ class DockerSandbox:
             return
 
     def _remove(self) -> None:
-        """Remove container, volume, quota and uid, in that order; every step is safe to repeat."""
+        """Remove container, volume, quota and uid, in that order; every step is safe to repeat.
+
+        Raises NotRemovedError where the engine may still hold some of it.
+        """
         try:
             # By name: an interruption may have fallen between the creation and its answer.
             _remove_container(self._client.api, self._name)
             if self._reader is not None:
                 self._reader.close()
             _remove_volume(self._client.api, self._name)
+        except MachineError as error:
+            raise NotRemovedError(error.message, hint=error.hint) from error
         finally:
             self._workspace.remove()
             self._uid.release()

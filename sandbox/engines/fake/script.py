@@ -12,7 +12,7 @@ from typing import Literal
 from pydantic import Field
 
 from arsandbox.sandbox.engines.port import SandboxSpec
-from arsandbox.sandbox.errors import MachineError
+from arsandbox.sandbox.errors import MachineError, NotRemovedError
 from arsandbox.sandbox.models import Model, Stage, Termination
 
 Call = Literal[
@@ -43,7 +43,8 @@ class Script(Model):
 class Fault(Model):
     """One call that goes wrong: the `nth` of its kind, before or after it did its work.
 
-    `error` raises MachineError, `interrupt` KeyboardInterrupt, `kill` ends this process with SIGKILL.
+    `error` raises MachineError (at an `exit` NotRemovedError), `interrupt` KeyboardInterrupt, `kill` ends this process
+    with SIGKILL.
     """
 
     call: Call
@@ -58,7 +59,8 @@ class Fault(Model):
             os.kill(os.getpid(), signal.SIGKILL)
         if self.kind == "interrupt":
             raise KeyboardInterrupt
-        raise MachineError(f"{self.message} ({self.call} call {self.nth})", hint="a scripted fault: mend the script")
+        kind = NotRemovedError if self.call == "exit" else MachineError
+        raise kind(f"{self.message} ({self.call} call {self.nth})", hint="a scripted fault: mend the script")
 
 
 class ScriptFile(Model):
