@@ -309,14 +309,6 @@ class Part(Model):
     against: str = ""
 
 
-class Round(Model):
-    """Where in a loop an experiment stands: the loop's id, the round from 1, and who proposed the edit."""
-
-    loop: str
-    number: int
-    proposer: str = ""
-
-
 class Promotion(Model):
     """A commit made from a winning candidate, and the ref that was moved to it."""
 
@@ -376,6 +368,18 @@ class StageRecord(Model):
     log_sha256: str
     log_truncated: bool
     egress: EgressReport | None = None
+
+
+class Round(Model):
+    """Where in a loop an experiment stands: the loop's id, the round from 1, and who proposed the edit.
+
+    `stage` is the proposer's sandbox: how it ended, what it used, and every request it made of the network.
+    """
+
+    loop: str
+    number: int
+    proposer: str = ""
+    stage: StageRecord | None = None
 
 
 class Conditions(Model):

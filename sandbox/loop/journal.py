@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from arsandbox.sandbox import state
 from arsandbox.sandbox.errors import StateError, UsageError
-from arsandbox.sandbox.models import Finding, Model, Verdict
+from arsandbox.sandbox.models import Finding, Model, StageRecord, Verdict
 
 _Document = TypeVar("_Document", bound=Model)
 
@@ -28,7 +28,7 @@ class Identity(Model):
 class Entry(Model):
     """One round's proposal, as it was made against `champion`; `verdict` where there is nothing to run.
 
-    `log` is what the proposer said, where it was kept.
+    `log` is what the proposer said, where it was kept; `stage` its sandbox's record, where it had one.
     """
 
     number: int
@@ -40,6 +40,7 @@ class Entry(Model):
     reason: str = ""
     log: str = ""
     proposer: str = ""
+    stage: StageRecord | None = None
 
     @property
     def patch(self) -> bytes:

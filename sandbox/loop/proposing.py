@@ -105,4 +105,5 @@ def _entry(number: int, champion: str, proposal: Proposal, name: str) -> Entry:
         reason=proposal.reason if proposal.verdict is not None else "",
         log=str(proposal.log or ""),
         proposer=name,
+        stage=proposal.stage,
     )

@@ -46,7 +46,7 @@ def finals(records: list[Record]) -> dict[int, Record]:
 def play(course: Course, entry: Entry, listener: Listener) -> Record:
     """Run, decide and promote the proposal of `entry`; what an earlier controller did of it is not done again."""
     repository = Repository.open(course.path)
-    place = Round(loop=course.identity.id, number=entry.number, proposer=entry.proposer)
+    place = Round(loop=course.identity.id, number=entry.number, proposer=entry.proposer, stage=entry.stage)
     with Ledger.open(repository.state) as ledger:
         mine = [r for r in ledger.of_loop(course.identity.id) if r.round and r.round.number == entry.number]
     done = finals(mine).get(entry.number)

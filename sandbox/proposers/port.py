@@ -15,7 +15,7 @@ from typing import Protocol
 from arsandbox.sandbox.engines.port import Engine
 from arsandbox.sandbox.errors import UsageError
 from arsandbox.sandbox.events import Listener
-from arsandbox.sandbox.models import Finding, ImageRef, Model, Reason, Record, Termination, Verdict
+from arsandbox.sandbox.models import Finding, ImageRef, Model, Reason, Record, StageRecord, Termination, Verdict
 from arsandbox.sandbox.repository import Repository
 from arsandbox.sandbox.run_directory import RunDirectory
 from arsandbox.sandbox.settings import Settings
@@ -55,7 +55,8 @@ class Proposal(Model):
 
     `description` becomes the record's, word for word: proposers know by it what was tried before a resume.
     `termination` says how the proposing sandbox ended where it did not end well, `refusal` why what was
-    proposed cannot be a candidate at all; with either, `diff` is empty. `log` is the proposer's kept log.
+    proposed cannot be a candidate at all; with either, `diff` is empty. `log` is the proposer's kept log, `stage` its
+    sandbox's record with every request to the network; None where it ran in none.
     """
 
     diff: bytes = b""
@@ -64,6 +65,7 @@ class Proposal(Model):
     termination: Termination | None = None
     refusal: str = ""
     log: Path | None = None
+    stage: StageRecord | None = None
 
     @property
     def verdict(self) -> Verdict | None:

@@ -164,6 +164,9 @@ def test_a_loop_goes_on_under_a_proposer_that_attacks(project: Any) -> None:
     assert [row["verdict"] for row in rows] == [verdict for _, verdict in ATTACKS], [row["reason"] for row in rows]
     assert all(row["reason"] and "\n" not in row["reason"] for row in rows)
     assert [row["promotion"] is not None for row in rows] == [False] * 7 + [True]
+    proposed = [row["round"]["stage"] for row in rows]
+    assert {stage["stage"] for stage in proposed} == {"propose"} and {stage["egress"] for stage in proposed} == {None}
+    assert [stage["termination"]["reason"] for stage in proposed[3:6]] == ["output", "crash", "timeout"]
     assert "evaluate.py, which is not editable" in rows[0]["reason"] and "symlink" in rows[2]["reason"]
     assert "IGNORE ALL RULES" in task.cli("logs", rows[6]["id"], "--stage", "propose").out
     assert task.git("status", "--porcelain") == before and not (task.path / ".git" / "hooks" / "post-commit").exists()
