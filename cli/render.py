@@ -68,6 +68,7 @@ def record_table(record: Record) -> Table:
         ),
         "usage": f"{record.usage.cpu_s:.1f} CPU-s, peak {format_size(record.usage.peak_memory_bytes)}, "
         f"{record.usage.peak_pids} processes, {format_size(record.usage.disk_bytes)} disk",
+        "gpu": _gpus(record),
         "changed": f"{len(record.change_set.paths)} paths, {format_size(record.change_set.bytes)}",
         "started": record.started_at,
         "ledger": record.ledger_hash,
@@ -76,6 +77,23 @@ def record_table(record: Record) -> Table:
         if value:
             table.add_row(name, plain(value))
     return table
+
+
+def _gpus(record: Record) -> str:
+    """Each device that the run had, and what it did to it; empty without one."""
+    from arsandbox.sandbox.gpu.sampling import GpuUsage
+
+    if not record.usage.gpu:
+        return ""
+    told = []
+    for device in GpuUsage.model_validate(record.usage.gpu).devices:
+        words = [f"{device.name} {device.uuid}", f"peak {format_size(device.peak_memory_bytes)}"]
+        if device.mean_utilisation is not None:
+            words.append(f"{device.mean_utilisation:.0%} busy")
+        if device.throttled:
+            words.append(f"throttled: {', '.join(sorted(device.throttled))}")
+        told.append(", ".join(words))
+    return "; ".join(told)
 
 
 class ProgressListener:

@@ -4,24 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from arsandbox.sandbox.models import Record
+from arsandbox.sandbox.gpu.sampling import GpuUsage
+from arsandbox.sandbox.models import Record, Usage
 from arsandbox.sandbox.state import printable
 
 HEAD = "commit\tval_bpb\tmemory_gb\tstatus\tdescription"
 
 
 def results_tsv(records: Sequence[Record]) -> str:
-    """The table of `records` (newest first), oldest first; a row without a value reads 0.000000 and `crash`."""
+    """The table of `records` (newest first), oldest first; a row without a value reads 0.000000 and `crash`.
+
+    `memory_gb` is the GPUs' where the run had some, as autoresearch means it, else the sandbox's.
+    """
     lines = [HEAD]
     for record in reversed(_shown(records)):
         commit = record.promotion.commit if record.promotion else record.base_commit
         value = record.metric.value
         known = record.verdict.value in ("baseline", "keep", "discard") and value is not None
-        memory = record.usage.peak_memory_bytes / 1024**3 if known else 0.0
+        memory = _peak_memory_bytes(record.usage) / 1024**3 if known else 0.0
         status = {"baseline": "keep"}.get(record.verdict.value, record.verdict.value) if known else "crash"
         what = printable(" ".join((record.description or ", ".join(record.patch.files) or "baseline").split()))
         lines.append(f"{commit[:7]}\t{value if known else 0:.6f}\t{memory:.1f}\t{status}\t{what}")
     return "\n".join(lines) + "\n"
+
+
+def _peak_memory_bytes(usage: Usage) -> int:
+    if not usage.gpu:
+        return usage.peak_memory_bytes
+    return sum(device.peak_memory_bytes for device in GpuUsage.model_validate(usage.gpu).devices)
 
 
 def _shown(records: Sequence[Record]) -> list[Record]:

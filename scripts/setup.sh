@@ -218,6 +218,11 @@ offer_registry() {
     rm -rf "$unpacked"
 }
 
+# A C compiler, for the stand-in of NVIDIA's library: without one the tests of GPU grants are skipped.
+offer_compiler() {
+    has gcc || has cc || ! may_install || apt_install gcc libc6-dev || say "gcc is not to be had here: GPU tests are skipped"
+}
+
 # The most telling line of the log.
 log_error() {
     { grep -oE '(E:|ERROR:) .*' "$log" || cat "$log"; } | tail -n 1

@@ -116,6 +116,8 @@ def test_exactly_the_leased_device_reaches_the_runtime_and_the_sandbox(project: 
     assert used["baseline_memory_bytes"] == GIB // 2 and used["peak_memory_bytes"] == 0
     assert record["environment"]["gpu"] == "NVIDIA H100 80GB HBM3" and record["environment"]["driver"] == "570.86.15"
     assert record["policy"]["effective"]["gpus"] == 1 and record["policy"]["effective"]["asked_gpus"] == B
+    shown = task.cli("show", record["id"]).out
+    assert "NVIDIA H100 80GB HBM3" in shown and B in shown, shown
     assert [stage["usage"]["gpu"] for stage in record["stages"] if stage["stage"] == "evaluate"] == [{}]
 
 

@@ -25,7 +25,9 @@ from arsandbox.sandbox.gpu import nvml
 from arsandbox.sandbox.gpu.grant import granted
 from arsandbox.sandbox.gpu.leases import LABEL, Lease
 from arsandbox.sandbox.gpu.request import GpuRequest, default_for, parse
-from arsandbox.sandbox.models import ImageRef
+from arsandbox.sandbox.gpu.sampling import DeviceUsage, GpuUsage
+from arsandbox.sandbox.models import ImageRef, Record, Usage
+from arsandbox.sandbox.results_table import results_tsv
 from arsandbox.sandbox.settings import Options, resolve
 
 A, B, C = (f"GPU-{letter * 8}-0000-0000-0000-000000000000" for letter in "abc")
@@ -345,3 +347,13 @@ def test_a_pending_result_is_confirmed_with_the_devices_that_it_had(
     assert final.promotion is not None and final.confirms is not None
     assert {spec.gpus for spec in engine.specs} == {(A, B)}
     made.check(over=True)
+
+
+def test_the_results_table_tells_the_memory_of_the_gpus(make_record: Callable[..., Record]) -> None:
+    used = DeviceUsage(
+        uuid=A, name="NVIDIA L4", memory_bytes=24 * GIB, baseline_memory_bytes=0, peak_memory_bytes=5 * GIB // 2
+    )
+    on_gpu = GpuUsage(devices=(used, used), way="cdi", samples=1).model_dump(mode="json")
+    for gpu, told in (({}, "3.0"), (on_gpu, "5.0")):
+        record = make_record(usage=Usage(peak_memory_bytes=3 * GIB, gpu=gpu))
+        assert results_tsv([record]).splitlines()[1].split("\t")[2] == told
