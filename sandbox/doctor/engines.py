@@ -22,6 +22,9 @@ _NESTED = (
 )
 
 
+_PACKAGES = {"runc": "runc", advisories.TOOLKIT: "nvidia-container-toolkit"}
+
+
 @dataclass(frozen=True)
 class Opened:
     """The engine by the name that the user gave (`name` is then its own), or why it cannot be opened."""
@@ -64,7 +67,7 @@ def other_engine(opened: Opened) -> Row:
 def promises(opened: Opened) -> Row:
     """What the engine does not enforce here, and what would change that."""
     if opened.engine is None:
-        return Row(name="promises", status="warning", detail="not known without an engine")
+        return _unknown("promises", opened)
     info = opened.engine.info()
     kept = info.guarantees or Guarantees(**dict.fromkeys(Guarantees.model_fields, Guarantee.NOT_OFFERED))
     if not kept.weak():
@@ -91,7 +94,9 @@ def known_holes() -> Row:
         holes = [advisory for advisory, verdict in judged if verdict == certainty]
         if holes:
             names = "; ".join(f"{one.program}: {one.cve}" for one in holes)
-            fix = "update it: " + "; ".join(f"{one.program} {' or '.join(one.fixed)} or later" for one in holes)
+            least = "; ".join(f"{one.program} {' or '.join(one.fixed)} or later" for one in holes)
+            packages = sorted({_PACKAGES[one.program] for one in holes})
+            fix = f"sudo apt-get install --only-upgrade {' '.join(packages)} (to {least})"
             return Row(name="versions", status=status, detail=f"{told}: {words} ({names})", fix=fix)
     return Row(name="versions", status="ok", detail=told)
 
@@ -99,7 +104,7 @@ def known_holes() -> Row:
 def runtimes(opened: Opened) -> Row:
     """What the engine can run sandboxes under; the policy's `isolation` may ask for more than the default."""
     if opened.engine is None:
-        return Row(name="runtimes", status="warning", detail="not known without an engine")
+        return _unknown("runtimes", opened)
     info = opened.engine.info()
     if opened.facts is None:
         return Row(name="runtimes", status="ok", detail=f"{info.runtime} alone")
@@ -115,7 +120,7 @@ def seccomp(opened: Opened) -> Row:
         except MachineError as error:
             return Row(name="seccomp", status="missing", detail=error.message, fix=error.hint)
     if opened.facts is None:
-        return Row(name="seccomp", status="warning", detail="not known without an engine")
+        return _unknown("seccomp", opened)
     if opened.facts.seccomp:
         return Row(name="seccomp", status="ok", detail="the engine loads filters")
     fix = "use a Docker engine with seccomp (the distribution's docker.io has it)"
@@ -147,7 +152,7 @@ def images(opened: Opened) -> Row:
             fix = "arsandbox image build cpu"
             return Row(name="pinned", status="warning", detail="no image is built here yet", fix=fix)
         if opened.engine is None:
-            return Row(name="pinned", status="warning", detail=f"{len(pinned)} are pinned; there is no engine to ask")
+            return _unknown("pinned", opened)
         gone = [entry.name for entry in pinned if not opened.engine.has_image(entry.digest)]
     except ArsandboxError as error:
         return Row(name="pinned", status="missing", detail=error.message, fix=error.hint)
@@ -181,6 +186,12 @@ def image_lock(repository: Path) -> Row:
         fix = f"arsandbox image build {gone[0]}"
         return Row(name="lock", status="warning", detail=f"locked, but not here: {', '.join(gone)}", fix=fix)
     return Row(name="lock", status="ok", detail=f"{', '.join(locked) or 'nothing'} as locked")
+
+
+def _unknown(name: str, opened: Opened) -> Row:
+    """A row that only an engine could fill: what helps is what makes the engine answer."""
+    fix = opened.error.hint if opened.error is not None else "arsandbox doctor --engine docker"
+    return Row(name=name, status="warning", detail="not known without an engine", fix=_not_in_circles(fix))
 
 
 def _not_in_circles(hint: str) -> str:

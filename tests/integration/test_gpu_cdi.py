@@ -80,4 +80,10 @@ def test_the_leased_device_comes_by_cdi(project: Any, env: dict[str, str]) -> No
     Driver(Path(env["STANDIN_NVML"])).tell(missing)
     done = task.run("--gpus", missing.uuid)
     assert done.code == 4 and "specification does not name the device" in done.err, done
-    assert "nvidia-ctk cdi generate --device-name-strategy=uuid" in done.err
+    assert "apt-get install nvidia-container-toolkit" in done.err
+    place = Path(env["DOCKER_HOST"].removeprefix("unix://")).parent
+    (place / "nvidia-ctk").write_text("#!/bin/sh\necho 'NVIDIA Container Toolkit CLI version 1.17.8'\n")
+    (place / "nvidia-ctk").chmod(0o755)
+    task.env["PATH"] = f"{place}:{os.environ['PATH']}"
+    done = task.run("--gpus", missing.uuid)
+    assert done.code == 4 and "nvidia-ctk cdi generate --device-name-strategy=uuid" in done.err, done

@@ -7,10 +7,11 @@ container, never told from version numbers; the container also shows that exactl
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 
 import docker
-from docker.types import DeviceRequest
+from docker.types import DeviceRequest, LogConfig
 
 from arsandbox.sandbox.engines.docker.client import APIError, NotFound, translated
 from arsandbox.sandbox.errors import MachineError
@@ -24,9 +25,10 @@ _LONGEST_S = 60
 _TOOLKIT = "sudo apt-get install nvidia-container-toolkit && sudo systemctl restart docker"
 _SPEC = "sudo nvidia-ctk cdi generate --device-name-strategy=uuid --output=/etc/cdi/nvidia.yaml"
 # What the engine, the toolkit and runc say, in the order in which it is looked for: (their words, ours, what helps).
+_ABSENT = "could not select device driver"
 _MEANINGS = (
     ("unresolvable CDI devices", "its CDI specification does not name the device", _SPEC),
-    ("could not select device driver", "it has no NVIDIA container toolkit", _TOOLKIT),
+    (_ABSENT, "it has no NVIDIA container toolkit", _TOOLKIT),
     ("driver not loaded", "the NVIDIA driver is not loaded", "sudo modprobe nvidia"),
     ("libnvidia-ml.so.1", "the NVIDIA driver is not installed", "sudo apt-get install nvidia-driver"),
     ("unsatisfied condition", "the NVIDIA driver is too old for the image", "sudo apt-get install nvidia-driver"),
@@ -56,18 +58,26 @@ def offered(api: docker.APIClient, image: str, uuids: Sequence[str], *, runtime:
         if problem is None:
             return way
         said[way] = problem
-    # An engine without CDI says so in the words that mean a missing toolkit for the hook: the hook's word counts then.
-    meant = [_meaning(said[way]) for way in (HOOK, CDI)]
-    known = [one for one in meant if one[1] and one[1] != _TOOLKIT] or meant
-    what, hint = known[0]
-    raise MachineError(f"the Docker engine gives no GPU: {what}", hint=hint or "arsandbox doctor --gpu")
+    what, hint = _explained(said[CDI], said[HOOK])
+    raise MachineError(f"the Docker engine gives no GPU: {what}", hint=hint)
+
+
+def _explained(by_cdi: str, by_hook: str) -> tuple[str, str]:
+    """What is wrong, and what helps. An engine without one of the ways says that it has no such driver."""
+    what, hint = _meaning(by_hook)
+    if _ABSENT not in by_hook or _ABSENT in by_cdi:
+        return what, hint
+    what, hint = _meaning(by_cdi)
+    if hint == _SPEC and shutil.which("nvidia-ctk") is None:
+        return f"{what}, and there is no NVIDIA container toolkit", _TOOLKIT
+    return what, hint
 
 
 def _meaning(said: str) -> tuple[str, str]:
     for words, meaning, hint in _MEANINGS:
         if words in said:
             return meaning, hint
-    return said, ""
+    return said, "sudo journalctl -u docker says more"
 
 
 def _try(
@@ -75,6 +85,16 @@ def _try(
 ) -> str | None:
     """None when a container sees the devices and no others, else what was said."""
     name = f"arsandbox-gpu-trial-{os.urandom(6).hex()}"
+    config = api.create_host_config(
+        network_mode="none",
+        read_only=True,
+        cap_drop=["ALL"],
+        security_opt=["no-new-privileges"],
+        mem_limit=256 * 1024**2,
+        pids_limit=64,
+        log_config=LogConfig(type="json-file"),  # the engine's default may be one that cannot be read
+        device_requests=[device_request(way, uuids)],
+    )
     try:
         with translated("create a container with a GPU"):
             api.create_container(
@@ -86,32 +106,41 @@ def _try(
                 environment=variables(way, uuids),
                 labels=dict(labels),
                 network_disabled=True,
-                host_config={
-                    **api.create_host_config(
-                        network_mode="none", read_only=True, cap_drop=["ALL"], security_opt=["no-new-privileges"],
-                        mem_limit=256 * 1024**2, pids_limit=64, device_requests=[device_request(way, uuids)],
-                    ),
-                    "Runtime": runtime,
-                },
-            )  # fmt: skip
-        try:
-            api.start(name)
-        except APIError as error:
-            return " ".join(str(error.explanation or error).split())
-        with translated("try a GPU"):
-            code = int(api.wait(name, timeout=_LONGEST_S)["StatusCode"])
-            output = api.logs(name).decode("utf-8", "replace").strip()
-        if code or not output.isdigit():
-            return f"a container with it ended with {code}: {output[-200:]}"
-        return _miscounted(int(output), uuids)
+                host_config={**config, "Runtime": runtime},
+            )
     except NotFound as error:
         raise MachineError(f"the image {image[:19]} is not in the engine", hint="arsandbox image build") from error
+    try:
+        return _looked(api, name, uuids)
+    except NotFound as error:
+        message = "the container that tried a GPU was removed by somebody else"
+        raise MachineError(message, hint="run again") from error
     finally:
-        try:
-            with translated("remove the container that tried a GPU"):
-                api.remove_container(name, force=True)
-        except NotFound:
-            pass
+        _remove(api, name)
+
+
+def _looked(api: docker.APIClient, name: str, uuids: Sequence[str]) -> str | None:
+    """Start the container; None when it sees the devices and no others, else what was said."""
+    try:
+        api.start(name)
+    except NotFound:
+        raise
+    except APIError as error:
+        return " ".join(str(error.explanation or error).split())
+    with translated("try a GPU"):
+        code = int(api.wait(name, timeout=_LONGEST_S)["StatusCode"])
+        output = api.logs(name).decode("utf-8", "replace").strip()
+    if code or not output.isdigit():
+        return f"a container with it ended with {code}: {output[-200:]}"
+    return _miscounted(int(output), uuids)
+
+
+def _remove(api: docker.APIClient, name: str) -> None:
+    try:
+        with translated("remove the container that tried a GPU"):
+            api.remove_container(name, force=True)
+    except NotFound:
+        return  # somebody else was faster
 
 
 def _miscounted(seen: int, uuids: Sequence[str]) -> str | None:
