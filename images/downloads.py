@@ -100,7 +100,11 @@ def _get(url: str, partial: Path, arrived: Callable[[int, int], None], timeout_s
             return
         if answer.status_code == 429 or answer.status_code >= 500:
             raise _StoppedError(f"the server says {answer.status_code}")
-        answer.raise_for_status()
+        if answer.status_code not in (
+            200,
+            206,
+        ):  # no words of the library's: they hold the address, and that a password
+            raise MachineError(f"{partial.name.removesuffix('.partial')}: the server says {answer.status_code}")
         # A server without ranges sends all of it; one that sends another range is not trusted with it.
         begin = have if answer.headers.get("Content-Range", "").startswith(f"bytes {have}-") else 0
         if answer.status_code == 206 and begin != have:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,8 +39,9 @@ class Indexes:
         """Where the best wheel with an allowed hash lies. Raises MachineError where there is none, or no index."""
         try:
             best = self._finder.find_best_match(wheel.requirement, hashes={"sha256": list(wheel.hashes)}).best
-        except Exception as error:  # whatever the library's HTTP client raises
-            raise MachineError(f"no package index answers for {wheel.requirement}: {error}", hint=_HINT) from error
+        except Exception as error:  # noqa: BLE001 - unearth lets whatever its HTTP client raises through
+            said = _CREDENTIALS.sub("//", str(error))
+            raise MachineError(f"no package index answers for {wheel.requirement}: {said}", hint=_HINT) from None
         if best is None:
             raise MachineError(
                 f"no wheel of {wheel.requirement} with a locked hash fits Python {self._python}, {self._platforms[-1]}",
@@ -65,6 +67,7 @@ class Indexes:
         )
 
 
+_CREDENTIALS = re.compile(r"//[^/@\s]*@")
 _HINT = "`pip config list` shows where this machine looks for wheels; pip's find-links may name a folder that has it"
 
 

@@ -56,6 +56,7 @@ def _provenance(record: Record) -> dict[str, Any]:
         {"name": "base", "digest": {"gitCommit": record.base_commit}},
         {"name": record.image.name, "digest": {algorithm: digest}},
     ]
+    inputs += [{"name": f"cache {one.name}", "digest": {"sha256": one.sha256}} for one in record.caches]
     if record.data_sha256 is not None:
         inputs.append({"name": "prepared data", "digest": {"sha256": record.data_sha256}})
     return {

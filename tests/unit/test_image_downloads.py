@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from arsandbox.cli.transfers import Transfers
 from arsandbox.images import downloads
 from arsandbox.images.downloads import fetch
 from arsandbox.images.indexes import Indexes, index_urls, pip_settings
@@ -158,6 +160,41 @@ def test_a_busy_server_is_asked_again_and_a_refusing_one_is_not(server: Server, 
     with pytest.raises(MachineError, match="404"):
         get(server, tmp_path / "y.whl")
     assert len(server.asked) == 1
+
+
+def test_a_password_in_an_address_is_never_said(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.url = server.url.replace("//", "//someone:hunter2@")
+    server.statuses = [403]
+    with pytest.raises(MachineError, match="the server says 403") as caught:
+        get(server, tmp_path / "x.whl")
+    assert "hunter2" not in f"{caught.value.message}{caught.value.hint}"
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_FIND_LINKS", "")
+    monkeypatch.setenv("PIP_INDEX_URL", "http://someone:hunter2@127.0.0.1:9/simple")
+    with pytest.raises(MachineError) as caught:
+        Indexes("3.11", platforms("x86_64")).locate(LockedWheel("mine==1.0", (H1,)))
+    assert "hunter2" not in f"{caught.value.message}{caught.value.hint}"
+
+
+def test_bytes_on_their_way_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bars on a terminal; elsewhere a line only where a file takes long; nothing with --json."""
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+
+    def shown(terminal: bool, quiet: bool = False) -> str:
+        console = Console(file=io.StringIO(), force_terminal=terminal, width=100)
+        with Transfers(console, quiet=quiet) as transfers:
+            for done in (0, 50_000_000, 100_000_000):
+                transfers.arrived("torch.whl", done, 200_000_000)
+                now[0] += 6
+            transfers.arrived("small.whl", 10, 10)
+        return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+    assert shown(False) == "torch.whl: 95.4 MiB of 190.7 MiB\n"
+    bars = shown(True)
+    assert "torch.whl" in bars and "100.0/200.0 MB" in bars
 
 
 def test_a_dead_server_is_given_up_on(tmp_path: Path) -> None:
