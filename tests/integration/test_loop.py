@@ -200,7 +200,10 @@ def test_a_sweep_finds_a_true_improvement_of_the_example(project: Any) -> None:
     assert support.leftovers(task.home) == []
 
 
-STEPS = ["begun", "prepared", "trained", "measured", "judged", "intended", "published", "recorded"]
+STEPS = [
+    "proposed", "noted", "begun", "prepared", "trained", "measured", "judged", "intended", "published", "recorded",
+    "played",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -209,7 +212,8 @@ STEPS = ["begun", "prepared", "trained", "measured", "judged", "intended", "publ
 def test_killed_at_a_step_and_resumed(step: str, project: Any, tmp_path: Path) -> None:
     task = project()
     assert task.run("--json").record["verdict"] == "baseline"
-    place = queue(task, tmp_path, {"1": answering(9), "2": answering(11)})
+    # Far apart: whichever champion the second one meets, it applies.
+    place = queue(task, tmp_path, {"1": TRAIN.replace("10.0", "9.0"), "2": f"{TRAIN}    write(12)\n"})
     killed = loop(task, place, env={"ARSANDBOX_TEST_DIE_AT": step})
     assert killed.code == 137, killed
     done = loop(task, place, "--resume")
