@@ -273,7 +273,8 @@ class _Evaluation:
         """The file of predictions, with its size."""
         assert self.config.predictions is not None  # noqa: S101 - checked by the config
         file = self.config.predictions.file
-        return f"{file} of {(self._artifacts / file).lstat().st_size} bytes"
+        place = self._artifacts / file
+        return f"{file} of {place.stat().st_size} bytes" if place.is_file() else file
 
     def _why(self, failure: ChannelError, ended: Termination, log: Path) -> str:
         if failure.end == "model" and self._boxes:
