@@ -19,6 +19,8 @@ import arsandbox_test_support as support
 import pytest
 from arsandbox_test_nvidia import Driver, Gpu
 
+from arsandbox.sandbox import state
+
 A, B = (f"GPU-{os.urandom(4).hex()}-{'0000-' * 3}{'0' * 12}" for _ in "ab")
 
 
@@ -64,6 +66,7 @@ def env(home: Path, nvml_directory: Path, tmp_path: Path) -> Iterator[dict[str, 
             "LD_LIBRARY_PATH": str(nvml_directory),
             "STANDIN_NVML": str(driver.file),
         }
+    (state.machine_locks() / "gpus" / B).unlink(missing_ok=True)
 
 
 def test_the_leased_device_comes_by_cdi(project: Any, env: dict[str, str]) -> None:

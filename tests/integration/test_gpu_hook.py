@@ -23,6 +23,8 @@ import docker
 import pytest
 from arsandbox_test_nvidia import GIB, Driver, Gpu, hook
 
+from arsandbox.sandbox import state
+
 pytestmark = [pytest.mark.engine, *support.CAN_START_A_DAEMON]
 
 # Leases are of the whole machine: names that no other test run has.
@@ -64,6 +66,8 @@ def daemon(home: Path) -> Iterator[tuple[Path, docker.DockerClient]]:
     hook(place)
     with support.private_daemon(place, {}) as client:
         yield place, client
+    for uuid in (A, B):
+        (state.machine_locks() / "gpus" / uuid).unlink(missing_ok=True)
 
 
 @pytest.fixture
