@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from arsandbox.policies import sources
-from arsandbox.sandbox import experiment
+from arsandbox.sandbox import experiment, rebuild
 from arsandbox.sandbox.caches import compiled
 from arsandbox.sandbox.caches.store import CacheStore
 from arsandbox.sandbox.config import parse
@@ -300,7 +300,8 @@ def test_only_what_a_promoted_run_compiled_is_adopted(
     assert [(use.name, use.sha256) for use in winner.caches] == [("code", first.sha256)]
     assert all(spec.layers[-1] == first.layer for spec in engine.specs)
     assert store.open("code").sha256 == first.sha256  # nothing is adopted by itself
-    state = experiment.plan(asked, find_image=engine.find_image).repository.state
+    opened = experiment.plan(asked, find_image=engine.find_image).repository
+    state = opened.state
     with Ledger.open(state) as ledger:
         baseline = ledger.get(winner.baseline.experiment if winner.baseline else "")
     with pytest.raises(RefusedError, match="was not promoted"):
@@ -310,3 +311,6 @@ def test_only_what_a_promoted_run_compiled_is_adopted(
     version, count = compiled.adopt("code", winner, state / "experiments" / winner.id)
     assert count == 1 and set(version.manifest.files) == {"old", "new"}
     assert version.manifest.origin == f"compiled by {winner.id}"
+    # The next run sees the new version; a rerun of the record the one that it saw.
+    assert experiment.plan(asked, find_image=engine.find_image).settings.caches[0].sha256 == version.sha256
+    assert rebuild.settings_of(opened, winner).caches[0].sha256 == first.sha256 != version.sha256
