@@ -111,6 +111,18 @@ class IsolationContract(Contract):
             first, second = pool.map(lambda _: box(program).text.strip(), range(2))
         assert first.isdigit() and second.isdigit() and first != second
 
+    def test_a_line_of_one_stream_is_not_split_by_the_other(self, box: Box) -> None:
+        """As a progress bar does: it stands unfinished on standard error while a number is printed."""
+        program = """
+            import sys, time
+            for percent in range(0, 100, 20):
+                print(f"\\r{percent}%", end="", file=sys.stderr, flush=True)
+                time.sleep(0.05)
+                print(f"METRIC loss={percent}", flush=True)
+        """
+        lines = box(program).text.replace("\r", "\n").split("\n")
+        assert [line for line in lines if "METRIC" in line] == [f"METRIC loss={n}" for n in range(0, 100, 20)]
+
     def test_a_run_finds_nothing_of_an_earlier_one(self, box: Box) -> None:
         program = """
             import os

@@ -134,7 +134,7 @@ def benchmark() -> ModuleType:
 
 
 def test_the_simulation_shows_what_the_rules_are_for() -> None:
-    rows = {row.rule: row for row in benchmark().simulate(campaigns=100, edits=100, seed=3)}
+    rows = {row.rule: row for row in benchmark().simulate(campaigns=100, edits=100, seed=3, known=False)}
     assert rows["greedy"].false_share > 0.4 and rows["greedy"].any_when_null > 0.9
     assert 0.05 < rows["min-delta"].false_share < 0.4
     assert rows["quick"].false_share < 0.06 and rows["confirm"].false_share < 0.03
@@ -149,7 +149,7 @@ def test_the_simulation_and_the_product_decide_alike(name: str) -> None:
     """The vectorised test of the benchmark promotes the same candidates as the one that runs."""
     module, design, rule = benchmark(), DESIGNS[name], Rule(name, "gain", "max")  # type: ignore[arg-type]
     effects = np.array([0.0, 1.0, 2.0, 3.0] * 15)
-    promoted, pairs, _ = module.tested(effects, design, np.ones(60), np.random.default_rng(5))
+    promoted, pairs, _ = module.tested(effects, design, np.ones(60), NOISE.df, np.random.default_rng(5))
     again = np.random.default_rng(5)
     most = design.looks[-1]
     champion = again.standard_normal((60, most))

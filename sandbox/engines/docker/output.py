@@ -13,9 +13,8 @@ from typing import Any
 
 from docker.utils.socket import frames_iter
 
+from arsandbox.sandbox.engines.lines import WholeLines
 from arsandbox.sandbox.engines.port import Watcher
-
-_LONGEST_LINE = 64 * 1024
 
 
 class OutputReader(threading.Thread):
@@ -23,11 +22,10 @@ class OutputReader(threading.Thread):
 
     def __init__(self, connection: Any, watcher: Watcher, cap: int) -> None:
         super().__init__(name="sandbox-output", daemon=True)
-        self._connection, self._watcher, self._cap = connection, watcher, cap
+        self._connection, self._lines, self._cap = connection, WholeLines(watcher), cap
         self.total = 0
         self.error: Exception | None = None
         self._shut = False
-        self._begun: dict[int, bytes] = {}  # by stream, the line that has not ended yet
 
     @property
     def over(self) -> bool:
@@ -42,24 +40,11 @@ class OutputReader(threading.Thread):
                 room = self._cap - self.total
                 self.total += len(chunk)
                 if room > 0:
-                    self._pass_on(stream, chunk[:room])
+                    self._lines.pass_on(stream, chunk[:room])
         except Exception as error:  # noqa: BLE001 - kept, and raised in the waiting thread
             if not self._shut:
                 self.error = error
-        for rest in self._begun.values():
-            self._watcher.output(rest)
-        self._begun.clear()
-
-    def _pass_on(self, stream: int, chunk: bytes) -> None:
-        """Hand on whole lines: standard output and error come by two pipes, and neither may split the other's line."""
-        text = self._begun.pop(stream, b"") + chunk
-        end = max(text.rfind(b"\n"), text.rfind(b"\r")) + 1
-        if len(text) - end > _LONGEST_LINE:
-            end = len(text)
-        if end:
-            self._watcher.output(text[:end])
-        if end < len(text):
-            self._begun[stream] = text[end:]
+        self._lines.end()
 
     def shut(self) -> None:
         """Hang up: for a sandbox that is being ended while whoever takes its output does not. Safe to repeat.

@@ -1,21 +1,24 @@
-"""A sandbox's output, read from its pipe in a thread with a cap; over the cap it counts and drops."""
+"""A sandbox's output, read from its pipes in a thread with a cap; over the cap it counts and drops."""
 
 from __future__ import annotations
 
 import os
+import selectors
 import threading
+from collections.abc import Sequence
 
+from arsandbox.sandbox.engines.lines import WholeLines
 from arsandbox.sandbox.engines.port import Watcher
 
 _BLOCK = 1 << 16
 
 
 class PipeReader(threading.Thread):
-    """Passes up to `cap` bytes from the pipe `descriptor` to the watcher, then only counts; closes it at its end."""
+    """Passes up to `cap` bytes from `descriptors`, a pipe each, to the watcher, then only counts; closes them."""
 
-    def __init__(self, descriptor: int, watcher: Watcher, cap: int) -> None:
+    def __init__(self, descriptors: Sequence[int], watcher: Watcher, cap: int) -> None:
         super().__init__(name="sandbox-output", daemon=True)
-        self._descriptor, self._watcher, self._cap = descriptor, watcher, cap
+        self._descriptors, self._lines, self._cap = descriptors, WholeLines(watcher), cap
         self.total = 0
         self.last = b""  # for a setup that failed: what it said
 
@@ -25,11 +28,20 @@ class PipeReader(threading.Thread):
         return self.total > self._cap
 
     def run(self) -> None:
-        """Read until no process holds the other end."""
-        while block := os.read(self._descriptor, _BLOCK):
-            room = self._cap - self.total
-            self.total += len(block)
-            self.last = (self.last + block)[-2000:]
-            if room > 0:
-                self._watcher.output(block[:room])
-        os.close(self._descriptor)
+        """Read until no process holds the other ends."""
+        with selectors.DefaultSelector() as selector:
+            for descriptor in self._descriptors:
+                selector.register(descriptor, selectors.EVENT_READ)
+            while selector.get_map():
+                for key, _ in selector.select():
+                    block = os.read(key.fd, _BLOCK)
+                    if not block:
+                        selector.unregister(key.fd)
+                        os.close(key.fd)
+                        continue
+                    room = self._cap - self.total
+                    self.total += len(block)
+                    self.last = (self.last + block)[-2000:]
+                    if room > 0:
+                        self._lines.pass_on(key.fd, block[:room])
+        self._lines.end()

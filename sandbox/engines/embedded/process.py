@@ -71,7 +71,8 @@ class Box:
         child_info, self._info = descriptors.pipe(child_reads=False)
         self._child_gate, self._gate = descriptors.pipe(child_reads=True)
         gate = os.dup(self._child_gate)  # kept: how we learn whether the command was ever reached
-        child_output, self.output = descriptors.pipe(child_reads=False)
+        pipes = [descriptors.pipe(child_reads=False) for _ in range(2)]
+        (child_output, child_errors), self.output = zip(*pipes, strict=True)
         words = [*options, "--info-fd", str(child_info), "--block-fd", str(self._child_gate)]
         arguments = descriptors.data(b"\0".join(os.fsencode(word) for word in words) + b"\0")
         request = {
@@ -86,8 +87,8 @@ class Box:
             [sys.executable, "-I", "-S", "-c", inspect.getsource(launcher), str(started)],
             stdin=subprocess.DEVNULL,
             stdout=child_output,
-            stderr=child_output,
-            pass_fds=[number for number in descriptors.numbers if number != child_output],
+            stderr=child_errors,
+            pass_fds=[number for number in descriptors.numbers if number not in (child_output, child_errors)],
             env={},
             cwd="/",
         )
