@@ -19,7 +19,7 @@ from arsandbox.images.recipe import Recipe, fingerprint
 from arsandbox.images.rootfs import build_rootfs
 from arsandbox.images.scratch import scratch_folder
 from arsandbox.images.tarlayer import EPOCH
-from arsandbox.images.wheels import obtain_wheels, write_wheels
+from arsandbox.images.wheels import borrowed, obtain_wheels, remove_wheels, write_wheels
 from arsandbox.sandbox.errors import MachineError
 
 # Part of every layer's key: a change in how layers are made must not find layers made the old way.
@@ -101,8 +101,9 @@ def build_image(
 
     def wheels_made(target: IO[bytes], scratch: Path) -> Packages:
         locked = locked_wheels(recipe.requirements, python=recipe.python, machine=machine)
-        found = obtain_wheels(locked, python=recipe.python, machine=machine, store=downloads, transfer=transfer)
-        write_wheels(found, recipe.python, target)
+        with borrowed(downloads):
+            found = obtain_wheels(locked, python=recipe.python, machine=machine, store=downloads, transfer=transfer)
+            write_wheels(found, recipe.python, target)
         return tuple(sorted((path.name, path.parent.name) for path in found))
 
     def bytecode_made(target: IO[bytes], scratch: Path) -> Packages:
@@ -114,9 +115,7 @@ def build_image(
     wheels = layer("wheels", {"python": recipe.python, "lock": recipe.requirements}, wheels_made)
     bytecode = layer("bytecode", {"python": recipe.python, "of": [rootfs.sha256, wheels.sha256]}, bytecode_made)
 
-    for name, sha256 in wheels.packages:  # the layer has them now
-        for left in sorted((downloads / sha256).glob(f"{name}*")):
-            left.unlink()
+    remove_wheels(downloads, wheels.packages)  # the layer has them now
     archive = compose(
         recipe,
         machine,

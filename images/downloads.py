@@ -18,6 +18,7 @@ from arsandbox.sandbox.errors import MachineError, RefusedError, StateError
 
 TRIES = 5
 TIMEOUT_S = (10.0, 60.0)  # to connect; between two pieces
+_LONGEST_NUMBER = 19  # digits: more is no length of a file
 # Told while bytes arrive: the file's name, bytes so far, bytes in all (0: not known).
 Transfer = Callable[[str, int, int], None]
 
@@ -70,6 +71,8 @@ def _receive(
     if parts.scheme == "file":
         source = Path(unquote(parts.path))
         try:
+            if not source.is_file():  # a device or a pipe would never end
+                raise MachineError(f"{source} is no file")
             pieces, total = _pieces(source), source.stat().st_size
         except OSError as error:
             raise MachineError(f"{source} cannot be read: {error.strerror}") from error
@@ -109,9 +112,11 @@ def _get(url: str, partial: Path, arrived: Callable[[int, int], None], timeout_s
         begin = have if answer.headers.get("Content-Range", "").startswith(f"bytes {have}-") else 0
         if answer.status_code == 206 and begin != have:
             raise _StoppedError("the server sent another range than asked for")
-        total = begin + int(answer.headers.get("Content-Length") or 0)
+        length = answer.headers.get("Content-Length", "")
+        told = length.isascii() and length.isdigit() and len(length) < _LONGEST_NUMBER
+        total = begin + int(length) if told else 0
         got = _append(partial, _body(answer), begin, total, arrived)
-        if "Content-Length" in answer.headers and got < total:
+        if told and got < total:
             raise _StoppedError(f"the connection ended after {got} of {total} bytes")
 
 

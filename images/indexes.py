@@ -73,7 +73,9 @@ _HINT = "`pip config list` shows where this machine looks for wheels; pip's find
 
 def pip_settings() -> dict[str, str]:
     """What pip is configured with, by option: its environment variables win over its files, `install` over `global`."""
-    said = run_program([sys.executable, "-m", "pip", "config", "list"], missing_hint=_PIP, failed_hint=_PIP).decode()
+    # -P: with -m alone Python would import a pip.py of the current directory, which may be anybody's repository.
+    argv = [sys.executable, "-P", "-m", "pip", "config", "list"]
+    said = run_program(argv, missing_hint=_PIP, failed_hint=_PIP).decode()
     found: dict[str, dict[str, str]] = {"global": {}, "install": {}, ":env:": {}}
     for line in said.splitlines():
         key, separator, value = line.partition("=")

@@ -30,8 +30,8 @@ class Recipe(BaseModel):
     busybox answers; `links` further programs, by the name of the one that they are; `linker_cache` whether
     the loader's cache is made, for what asks `ldconfig -p` for libraries; `wheels` the lock file beside the
     recipe and `requirements` its text; `environment` and `user` ("UID:GID", never 0) the image's defaults;
-    `default_gpus` what a run asks for unless its policy says more; `check` the command that must succeed in
-    the finished image.
+    `default_gpus` what a run asks for where neither option nor config says, "none" or a number, never all;
+    `check` the command that must succeed in the finished image.
 
     In the file, `extends` names a recipe whose values stand where this one says nothing; packages and
     variables are added to its. `check_file` names a Python program beside the recipe that is the check.
@@ -50,7 +50,7 @@ class Recipe(BaseModel):
     requirements: str = Field(min_length=1, repr=False)
     environment: dict[VariableName, VariableValue]
     user: Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,8}:[1-9][0-9]{0,8}$")]
-    default_gpus: Annotated[str, StringConstraints(pattern=r"^(none|all|[1-9][0-9]?)$")] = "none"
+    default_gpus: Annotated[str, StringConstraints(pattern=r"^(none|[1-9][0-9]?)$")] = "none"
     check: tuple[str, ...] = Field(min_length=1)
 
     @model_validator(mode="after")

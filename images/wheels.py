@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import re
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -22,6 +24,11 @@ _GLIBC_MINORS = range(36, 16, -1)
 _DROPPED = re.compile(r"(^|/)__pycache__(/|$)|(^|/)tests(/|$)|\.pyc$|\.dist-info/RECORD$")
 # Of `data`, what no program reads; its `bin` and the wheel's scripts would need a first line of their own.
 _DROPPED_DATA = re.compile(r"^(bin|share/(man|doc|info))(/|$)")
+
+# Locked by builds while they read the store.
+_IN_USE = "in-use"
+# What the standard library says of damage, of a way of packing that it does not know, and of a password.
+_NO_ZIP = (zipfile.BadZipFile, zlib.error, RuntimeError)
 
 
 def packages_folder(python: str) -> str:
@@ -51,6 +58,28 @@ def obtain_wheels(
     return found
 
 
+@contextmanager
+def borrowed(store: Path) -> Iterator[None]:
+    """Hold the folder `store` together with others, so that no build removes what another one still reads."""
+    store.mkdir(parents=True, exist_ok=True)
+    with (store / _IN_USE).open("ab") as handle:
+        fcntl.flock(handle, fcntl.LOCK_SH)
+        yield
+
+
+def remove_wheels(store: Path, done: Sequence[tuple[str, str]]) -> None:
+    """Remove wheels, as (file name, SHA-256), from `store`, unless a build borrows it now: then a later one does."""
+    store.mkdir(parents=True, exist_ok=True)
+    with (store / _IN_USE).open("ab") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        for name, sha256 in done:
+            for left in (store / sha256).glob(f"{name}*"):
+                left.unlink(missing_ok=True)
+
+
 def write_wheels(wheels: Sequence[Path], python: str, target: IO[bytes]) -> None:
     """Write the contents of `wheels` as a layer, straight from the archives: no installer, no copy on disk.
 
@@ -62,9 +91,12 @@ def write_wheels(wheels: Sequence[Path], python: str, target: IO[bytes]) -> None
             try:
                 archive = stack.enter_context(zipfile.ZipFile(path))
                 members.update((member.name, member) for member in _members(archive, python))
-            except zipfile.BadZipFile as error:
+            except _NO_ZIP as error:
                 raise MachineError(f"{path.name} is not a wheel: {error}") from error
-        write_layer(target, with_parents(members.values()))
+        try:
+            write_layer(target, with_parents(members.values()))
+        except _NO_ZIP as error:  # what is packed is only seen while it is read
+            raise MachineError(f"a wheel cannot be unpacked: {error}") from error
 
 
 def _members(archive: zipfile.ZipFile, python: str) -> Iterator[Member]:

@@ -18,7 +18,7 @@ from arsandbox.images.catalogue import Catalogue
 from arsandbox.images.downloads import Transfer
 from arsandbox.images.lockfile import locked_wheels
 from arsandbox.images.recipe import RECIPES, available, load_recipe
-from arsandbox.images.wheels import obtain_wheels
+from arsandbox.images.wheels import borrowed, obtain_wheels
 from arsandbox.policies.model import GIB, MIB, Limits
 from arsandbox.sandbox import host, state
 from arsandbox.sandbox.engines.port import Engine, ImageExchanger, ImageFacts
@@ -111,8 +111,8 @@ def build_on(
     machine = platform.machine()
     locked = locked_wheels(recipe.requirements, python=python, machine=machine)
     downloads = state.home() / "image-layers" / "wheels"
-    wheels = obtain_wheels(locked, python=python, machine=machine, store=downloads, transfer=transfer)
-    with _place("image-context-") as context:
+    with borrowed(downloads), _place("image-context-") as context:
+        wheels = obtain_wheels(locked, python=python, machine=machine, store=downloads, transfer=transfer)
         try:
             shutil.copyfile(_dockerfile(), context / "Dockerfile")
             (context / "images" / name).mkdir(parents=True)

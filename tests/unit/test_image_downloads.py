@@ -21,7 +21,7 @@ from arsandbox.images import downloads
 from arsandbox.images.downloads import fetch
 from arsandbox.images.indexes import Indexes, index_urls, pip_settings
 from arsandbox.images.lockfile import LockedWheel, locked_wheels
-from arsandbox.images.wheels import obtain_wheels, platforms, write_wheels
+from arsandbox.images.wheels import borrowed, obtain_wheels, platforms, remove_wheels, write_wheels
 from arsandbox.sandbox.errors import ArsandboxError, MachineError, RefusedError, UsageError
 
 DATA = os.urandom(300_000)
@@ -65,6 +65,7 @@ class Server:
     cut_after: list[int] = field(default_factory=list)  # bytes of each of the next answers
     statuses: list[int] = field(default_factory=list)
     ranges: bool = True
+    length: str = ""  # said instead of the true one
     asked: list[str] = field(default_factory=list)
 
 
@@ -87,7 +88,7 @@ def server() -> Iterator[Server]:
             self.send_response(206 if begin else 200)
             if begin:
                 self.send_header("Content-Range", f"bytes {begin}-{len(state.data) - 1}/{len(state.data)}")
-            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Content-Length", state.length or str(len(body)))
             self.end_headers()
             self.wfile.write(body[: state.cut_after.pop(0)] if state.cut_after else body)
 
@@ -160,6 +161,21 @@ def test_a_busy_server_is_asked_again_and_a_refusing_one_is_not(server: Server, 
     with pytest.raises(MachineError, match="404"):
         get(server, tmp_path / "y.whl")
     assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize("length", ["many", "-5", "\u00b2", "9" * 5000])
+def test_a_length_that_is_none_is_not_believed(server: Server, tmp_path: Path, length: str) -> None:
+    server.length = length
+    get(server, tmp_path / "x.whl")
+    assert (tmp_path / "x.whl").read_bytes() == DATA
+
+
+def test_a_pipe_or_a_device_is_no_wheel(tmp_path: Path) -> None:
+    """An index may name any file: one that never ends must not be waited for, nor fill the disk."""
+    os.mkfifo(tmp_path / "x.whl")
+    for place in (str(tmp_path / "x.whl"), "/dev/zero"):
+        with pytest.raises(MachineError, match="is no file"):
+            fetch(f"file://{place}", SHA256, tmp_path / "to" / "x.whl", transfer=lambda *_: None)
 
 
 def test_a_password_in_an_address_is_never_said(
@@ -254,6 +270,24 @@ def test_a_wheel_that_reaches_outside_is_refused(tmp_path: Path, name: str) -> N
         write_wheels([tmp_path / "x.whl"], "3.11", io.BytesIO())
 
 
+def test_a_wheel_that_cannot_be_unpacked_is_refused(tmp_path: Path) -> None:
+    made = wheel(tmp_path, entries={"mine/data": "0123456789" * 10})
+    made.write_bytes(made.read_bytes().replace(b"0123456789", b"0123456788"))
+    with pytest.raises(MachineError, match="a wheel cannot be unpacked"):
+        write_wheels([made], "3.11", io.BytesIO())
+
+
+def test_a_build_leaves_the_wheels_that_another_one_reads(tmp_path: Path) -> None:
+    kept = tmp_path / H1 / "x.whl"
+    kept.parent.mkdir()
+    kept.write_bytes(b"wheel")
+    with borrowed(tmp_path), borrowed(tmp_path):
+        remove_wheels(tmp_path, [("x.whl", H1)])
+        assert kept.exists()
+    remove_wheels(tmp_path, [("x.whl", H1)])
+    assert not kept.exists()
+
+
 # Indexes
 
 
@@ -284,6 +318,15 @@ def test_pips_settings_are_read_as_pip_reads_them(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("PIP_INDEX_URL", "http://c.example")
     assert index_urls(pip_settings())[0] == "http://c.example"
     assert index_urls({})[0].endswith("/simple")
+
+
+def test_nothing_of_the_current_directory_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images are built from within repositories that anybody may have written."""
+    for name in ("pip.py", "ast.py", "sitecustomize.py"):
+        (tmp_path / name).write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    monkeypatch.chdir(tmp_path)
+    pip_settings()
+    assert not (tmp_path / "ran").exists()
 
 
 def test_an_index_that_does_not_answer_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

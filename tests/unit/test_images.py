@@ -99,6 +99,7 @@ def test_a_name_is_never_a_path(name: str) -> None:
         (('"base-files"', '"--option=x"'), "packages"),
         (('"netbase"', '"netbase,evil"'), "packages"),
         (('default_gpus = "none"', 'default_gpus = "some"'), "default_gpus"),
+        (('default_gpus = "none"', 'default_gpus = "all"'), "default_gpus"),
         (('LANG = "C.UTF-8"', 'LANG = "a\\nb"'), "environment"),
         (('name = "cpu"', "name = "), "cannot be read"),
         (('wheels = "requirements.lock"', 'wheels = "missing.lock"'), "cannot be read"),
