@@ -52,7 +52,7 @@ def overshoot(engine: Engine, program: str, image: ImageRef, pids: int, place: P
     spec = SandboxSpec(
         experiment=identity, stage=Stage.TRAIN, image=image, command=("python3", "-c", program), environment={},
         layers=(layer,), deadline_s=DEADLINE_S, scratch=scratch,
-        limits=Limits(cpus=1, memory_bytes=256 * MIB, pids=pids, disk_bytes=16 * MIB, disk_inodes=4000),
+        limits=Limits(cpus=1, memory_bytes=1024 * MIB, pids=pids, disk_bytes=16 * MIB, disk_inodes=4000),
         labels=host.labels(identity, "2030-01-01T00:00:00+00:00"),
     )  # fmt: skip
     with engine.sandbox(spec) as sandbox:

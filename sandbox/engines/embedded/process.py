@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import inspect
 import json
+import marshal
 import os
 import select
 import signal
@@ -82,7 +83,7 @@ class Box:
             "limits": limits,
             "parent": os.getpid(),
         }
-        started = descriptors.data(json.dumps(request).encode())
+        started = descriptors.data(marshal.dumps(request))
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", inspect.getsource(launcher), str(started)],
             stdin=subprocess.DEVNULL,
