@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json as encoder
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from arsandbox.cli.boundary import last_words
 from arsandbox.cli.options import EngineName, Json, open_engine
+
+if TYPE_CHECKING:
+    from arsandbox.sandbox.doctor.rows import Row
 
 
 def doctor(
@@ -31,21 +35,27 @@ def doctor(
         return _probe(engine, as_json=json)
 
     rows = examine(engine, try_gpu=gpu)
-    if json:
-        sys.stdout.write(encoder.dumps([row.model_dump() for row in rows]) + "\n")
-    else:
-        from rich.console import Console
-        from rich.markup import escape
-
-        console = Console(highlight=False)
-        colours = {"ok": "green", "warning": "yellow", "missing": "red"}
-        for row in rows:
-            console.print(
-                f"[{colours[row.status]}]{row.status:8}[/] {row.name:12} {escape(row.detail)}", soft_wrap=True
-            )
-            if row.fix:
-                console.print(f"{'':8} {'':12} fix: {escape(row.fix)}", soft_wrap=True)
+    with last_words():
+        if json:
+            sys.stdout.write(encoder.dumps([row.model_dump() for row in rows]) + "\n")
+        else:
+            _say(rows)
     return 4 if any(row.status == "missing" for row in rows) else 0
+
+
+def _say(rows: list[Row]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+
+    from arsandbox.sandbox.state import printable
+
+    console = Console(highlight=False)
+    colours = {"ok": "green", "warning": "yellow", "missing": "red"}
+    for row in rows:
+        detail, fix = escape(printable(row.detail)), escape(printable(row.fix))
+        console.print(f"[{colours[row.status]}]{row.status:8}[/] {row.name:12} {detail}", soft_wrap=True)
+        if fix:
+            console.print(f"{'':8} {'':12} fix: {fix}", soft_wrap=True)
 
 
 def _probe(name: str, *, as_json: bool) -> int:
@@ -58,10 +68,10 @@ def _probe(name: str, *, as_json: bool) -> int:
 
     engine, project = open_engine(name), ProjectConfig()
     rows = examine(engine, image_finder(name)(project.image), stage_policies(project)["train"].policy.limits)
-    if as_json:
-        sys.stdout.write(encoder.dumps([row.model_dump() for row in rows]) + "\n")
-    else:
-        for row in rows:
+    with last_words():
+        if as_json:
+            sys.stdout.write(encoder.dumps([row.model_dump() for row in rows]) + "\n")
+        for row in () if as_json else rows:
             sys.stdout.write(f"{row.status:12} {row.row:3}  {row.title:52} {printable(row.detail)}\n")
     return 4 if any(row.status == "fail" for row in rows) else 0
 

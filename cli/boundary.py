@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
@@ -42,12 +42,11 @@ def guarded(command: Callable[[], object]) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     _watch_output()
+    code = 0
     try:
-        result = command()
+        code = _code(command)
         sys.stdout.flush()
-        return result if isinstance(result, int) else 0
-    except typer.Exit as error:
-        return int(error.exit_code)
+        return code
     except _ClickException as error:
         return _say(error.format_message() + _refused_value(error), _usage_hint(error), 2)
     except ArsandboxError as error:
@@ -56,7 +55,7 @@ def guarded(command: Callable[[], object]) -> int:
         return _say("interrupted", "", 130)
     except _ReaderGoneError:
         _discard_output()
-        return 0  # not an error of ours, and nothing more to say
+        return code  # no error of ours, but none of what the command had found goes away with the reader
     except OSError as error:
         return _say_failure(error)
     except SystemExit as error:  # how click and rich answer a broken pipe to whomever
@@ -68,6 +67,27 @@ def guarded(command: Callable[[], object]) -> int:
             raise
         hint = "set ARSANDBOX_DEBUG=1 for the traceback and report it"
         return _say(f"internal error: {type(error).__name__}: {error}", hint, 5)
+
+
+def _code(command: Callable[[], object]) -> int:
+    try:
+        result = command()
+    except typer.Exit as error:
+        return int(error.exit_code)
+    return result if isinstance(result, int) else 0
+
+
+@contextlib.contextmanager
+def last_words() -> Iterator[None]:
+    """Around what a command prints of its findings: a reader that goes away (`| head`) does not end the command.
+
+    Its exit code is then still what it found.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except _ReaderGoneError:
+        _discard_output()
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from arsandbox.cli.boundary import application
+from arsandbox.cli.boundary import application, last_words
 from arsandbox.cli.options import Experiment, Json, Repo
 
 if TYPE_CHECKING:
@@ -65,10 +65,12 @@ def verify(names: Annotated[list[str] | None, typer.Argument(help="Caches; all w
             store.open(name, every_byte=True)
         except RefusedError as error:
             changed = True
-            sys.stdout.write(f"{name:16} changed  {printable(error.message)}\n")
+            with last_words():
+                sys.stdout.write(f"{name:16} changed  {printable(error.message)}\n")
             sys.stderr.write(f"fix: {error.hint}\n")
         else:
-            sys.stdout.write(f"{name:16} ok\n")
+            with last_words():
+                sys.stdout.write(f"{name:16} ok\n")
     if changed:
         raise typer.Exit(3)
 

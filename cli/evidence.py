@@ -94,7 +94,8 @@ def verify(
         trust = "" if keyid else "; compare the key id with the publisher's (--key ID)"
         good = f"{whole} checked, signed by {report.keyid}{trust}"
     if json:
-        sys.stdout.write(encoder.dumps(document) + "\n")
+        with last_words():
+            sys.stdout.write(encoder.dumps(document) + "\n")
     for line in found:
         sys.stderr.write(f"{line}\n")
     if not found:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from arsandbox.cli.boundary import application
+from arsandbox.cli.boundary import application, last_words
 from arsandbox.cli.options import EngineName, Json, Repo, open_engine
 
 if TYPE_CHECKING:
@@ -97,13 +97,16 @@ def verify(names: Names = None, repo: Repo = Path("."), engine: EngineName = "do
 
     from arsandbox.cli.render import ProgressListener
     from arsandbox.sandbox.image_lock import verify_images
+    from arsandbox.sandbox.state import printable
 
     checked = verify_images(repo, names or [], open_engine(engine), ProgressListener(quiet=json))
-    if json:
-        sys.stdout.write(encoder.dumps([one.model_dump() for one in checked]) + "\n")
-    for one in () if json else checked:
-        stale = "; its recipe has changed since it was built" if one.stale else ""
-        sys.stdout.write(f"{one.name:12} {one.standing:8} {one.digest}  {one.detail}{stale}".rstrip() + "\n")
+    with last_words():
+        if json:
+            sys.stdout.write(encoder.dumps([one.model_dump() for one in checked]) + "\n")
+        for one in () if json else checked:
+            stale = "; its recipe has changed since it was built" if one.stale else ""
+            line = f"{one.name:12} {one.standing:8} {one.digest}  {printable(one.detail)}{stale}"
+            sys.stdout.write(line.rstrip() + "\n")
     standings = {one.standing for one in checked}
     if standings & {"drifted", "damaged"}:
         raise typer.Exit(3)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from arsandbox.cli.boundary import last_words
 from arsandbox.cli.options import EngineName, Experiment, Json, Repo, open_engine
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ def rerun(
         result = reproduce(repository, record, opened, listener, mode=mode, times=times)
         agreed &= result.verdict.exit_code == 0
         if json:
-            sys.stdout.write(result.model_dump_json() + "\n")
+            with last_words():
+                sys.stdout.write(result.model_dump_json() + "\n")
         else:
             _say(result)
     return 0 if agreed else 1
@@ -86,7 +88,8 @@ def audit(
     recover(repository.state, opened)
     result = reproduce(repository, record, opened, ProgressListener(quiet=json), mode="audit")
     if json:
-        sys.stdout.write(result.model_dump_json() + "\n")
+        with last_words():
+            sys.stdout.write(result.model_dump_json() + "\n")
     return result.verdict.exit_code
 
 

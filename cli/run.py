@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from arsandbox.cli.boundary import last_words
 from arsandbox.cli.options import EngineName, Experiment, Json, PolicyName, Repo, RuntimeName, image_finder, open_engine
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 
 _COMMAND_WIDTH = 60
-_NOT_BUILT = "sha256:" + "0" * 64
 
 
 def run(
@@ -99,7 +99,8 @@ def run(
     if dry_run:
         plan = experiment.plan(request, find_image=_image_or_warning(engine))
         _warn_of_gpus(plan)
-        _say_plan(plan, as_json=json)
+        with last_words():
+            _say_plan(plan, as_json=json)
         if plan.refusals:
             # Not raised: with --json the plan, which holds the refusals, is the one document.
             sys.stderr.write(f"arsandbox: the patch would be refused: {printable(plan.refusals[0])}\n")
@@ -111,7 +112,8 @@ def run(
     if confirm and record.verdict is Verdict.PENDING:
         record = confirmation.confirm(plan, record, runner, listener)
     if json:
-        sys.stdout.write(record.model_dump_json() + "\n")
+        with last_words():
+            sys.stdout.write(record.model_dump_json() + "\n")
     return record.verdict.exit_code
 
 
@@ -141,7 +143,8 @@ def confirm(
     plan = plan_of(repository, pending, options)
     record = confirmation.confirm(plan, pending, open_engine(engine, runtime), ProgressListener(quiet=json))
     if json:
-        sys.stdout.write(record.model_dump_json() + "\n")
+        with last_words():
+            sys.stdout.write(record.model_dump_json() + "\n")
     return record.verdict.exit_code
 
 
@@ -166,7 +169,8 @@ def promote(
         record = ledger.get(experiment)
     record = hand_promotion.promote(repository, record, accept_self_reported=accept_self_reported)
     if json:
-        sys.stdout.write(record.model_dump_json() + "\n")
+        with last_words():
+            sys.stdout.write(record.model_dump_json() + "\n")
     say_record(record, Console(stderr=True, highlight=False))
 
 
@@ -185,13 +189,14 @@ def _image_or_warning(engine: str) -> Callable[[str], ImageRef]:
     """For a dry run an image that is not built is no obstacle, but it is said."""
     from arsandbox.sandbox.errors import MachineError
     from arsandbox.sandbox.models import ImageRef
+    from arsandbox.sandbox.planning import NOT_BUILT
 
     def find(name: str) -> ImageRef:
         try:
             return image_finder(engine)(name)
         except MachineError as error:
             _would_stop(error)
-            return ImageRef(name=name, digest=_NOT_BUILT)
+            return ImageRef(name=name, digest=NOT_BUILT)
 
     return find
 
@@ -216,6 +221,7 @@ def _say_plan(plan: Plan, *, as_json: bool) -> None:
     import json
     import shlex
 
+    from arsandbox.sandbox.planning import NOT_BUILT
     from arsandbox.sandbox.rehearsal import rehearse
     from arsandbox.sandbox.state import printable
 
@@ -227,7 +233,7 @@ def _say_plan(plan: Plan, *, as_json: bool) -> None:
         "refusals": list(plan.refusals),
         "branch": plan.branch,
         "champion": plan.champion.commit,
-        "image": {"name": plan.image.name, "digest": None if plan.image.digest == _NOT_BUILT else plan.image.digest},
+        "image": {"name": plan.image.name, "digest": None if plan.image.digest == NOT_BUILT else plan.image.digest},
         "command": list(settings.project.command),
         "budget_s": settings.budget_s,
         "grace_s": settings.grace_s,

@@ -104,7 +104,8 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Replace `path` by `data` so that a reader, or a crash, sees the old bytes or the new ones."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with partial.open("wb") as target:
+        partial.unlink(missing_ok=True)
+        with partial.open("xb") as target:  # never through a link that lies there under this name
             target.write(data)
             target.flush()
             os.fsync(target.fileno())

@@ -5,10 +5,12 @@ The file belongs into the repository. Runs read it from the base commit, like th
 
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from arsandbox.images.build import Digest
 from arsandbox.images.catalogue import PinnedImage
@@ -16,6 +18,10 @@ from arsandbox.images.layers import Packages, write_atomically
 from arsandbox.sandbox.errors import RefusedError, StateError, UsageError
 
 FILE_NAME = "arsandbox.lock"
+# Hundreds of images: whatever is larger was not written by `image lock`.
+LARGEST_BYTES = 16 * 1024**2
+# As recipes and added images are called; names stand in commands that are suggested.
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9+.-]{0,99}$")]
 
 
 class LockedImage(BaseModel):
@@ -39,7 +45,7 @@ class ImageLock(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     version: Literal[1] = 1
-    images: dict[str, LockedImage] = {}
+    images: dict[Name, LockedImage] = {}
 
     def with_images(self, pinned: list[PinnedImage]) -> ImageLock:
         """This lock with what `pinned` says in place of older entries of those names."""
@@ -49,15 +55,15 @@ class ImageLock(BaseModel):
         }
         return self.model_copy(update={"images": dict(sorted({**self.images, **entries}.items()))})
 
-    def require(self, name: str, digest: str, where: str) -> None:
-        """Raise RefusedError unless `name` is locked to `digest`; `where` says which lock this is."""
+    def require(self, name: str, digest: str | None, where: str) -> None:
+        """Raise RefusedError unless `name` is locked to `digest` (None: to any); `where` says which lock this is."""
         locked = self.images.get(name)
         if locked is None:
             raise RefusedError(
                 f"{where} does not lock the image {name!r}",
                 hint=f"arsandbox image lock {name} && git commit -m 'lock {name}' {FILE_NAME}",
             )
-        if locked.digest != digest:
+        if digest is not None and locked.digest != digest:
             raise RefusedError(
                 f"image {name} is {digest[:19]}… here, but {where} says {locked.digest[:19]}…",
                 hint=f"build or add the locked one, or accept this one: arsandbox image lock {name}, then commit it",
@@ -70,6 +76,10 @@ class ImageLock(BaseModel):
 
 def parse(data: bytes, where: str) -> ImageLock:
     """The lock in `data`. Raises UsageError naming `where`."""
+    if len(data) > LARGEST_BYTES:
+        raise UsageError(
+            f"{where}: larger than {LARGEST_BYTES >> 20} MiB", hint="arsandbox image lock writes a new one"
+        )
     try:
         return ImageLock.model_validate_json(data)
     except ValidationError as error:
@@ -79,13 +89,21 @@ def parse(data: bytes, where: str) -> ImageLock:
 
 
 def read(file: Path) -> ImageLock | None:
-    """The lock in `file`, or None where there is none. Raises UsageError, StateError."""
+    """The lock in `file`, or None where there is none. Raises UsageError, StateError.
+
+    It lies in a repository that anybody may have written: a link, a pipe or a device is refused, not read.
+    """
     try:
-        return parse(file.read_bytes(), str(file))
+        if not stat.S_ISREG(os.lstat(file).st_mode):
+            raise UsageError(f"{file} is no regular file", hint=f"remove it, or git checkout HEAD -- {FILE_NAME}")
+        descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, "rb") as opened:
+            data = opened.read(LARGEST_BYTES + 1)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise StateError(f"{file} cannot be read: {error.strerror}") from error
+    return parse(data, str(file))
 
 
 def write(file: Path, lock: ImageLock) -> None:

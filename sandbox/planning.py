@@ -25,6 +25,9 @@ from arsandbox.sandbox.workspace.layers import is_below
 
 _AUTORESEARCH_LAYOUT = ("prepare.py", "train.py", "program.md")
 
+# The digest by which a dry run's `find_image` names an image that is not here: no image has it.
+NOT_BUILT = "sha256:" + "0" * 64
+
 
 @dataclass(frozen=True)
 class Request:
@@ -171,12 +174,14 @@ def require_image(engine: Engine, image: ImageRef) -> None:
 def _require_locked(objects: ObjectStore, base: str, settings: Settings, image: ImageRef) -> None:
     """Raises RefusedError where the base commit's arsandbox.lock does not lock that image to that digest.
 
-    An engine that brings its own base gives it a name of its own, and there is no image to lock.
+    An engine that brings its own base gives it a name of its own, and there is no image to lock. Of an image that is
+    not built (a dry run) only the name is looked for: what will be built may be the locked one.
     """
     data = objects.read(f"{base}:{lock.FILE_NAME}")
     if data is not None and image.name == settings.project.image:
         where = f"{lock.FILE_NAME} at {base[:12]}"
-        lock.parse(data, where).require(image.name, image.digest, where)
+        digest = None if image.digest == NOT_BUILT else image.digest
+        lock.parse(data, where).require(image.name, digest, where)
 
 
 def _require_heldout(repository: Repository, base: str, settings: Settings) -> None:

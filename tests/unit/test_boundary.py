@@ -162,6 +162,39 @@ def test_a_reader_that_went_away_is_no_error() -> None:
     assert (process.returncode, said) == (0, b"")
 
 
+@pytest.mark.parametrize("many", ["10", "100000"])
+@pytest.mark.parametrize("end", ["return 4", "raise typer.Exit(4)"])
+def test_a_reader_that_went_away_does_not_turn_findings_into_success(many: str, end: str) -> None:
+    """`doctor | head -1`: the exit code is that of the rows, printed or not; small output fails only at its flush."""
+    code = (
+        "import sys, typer\nfrom arsandbox.cli.boundary import guarded, last_words\n"
+        f"def command():\n    sys.stdin.read()\n    with last_words():\n        for n in range({many}): print(n)\n"
+        f"    {end}\nsys.exit(guarded(command))"
+    )
+    command = [sys.executable, "-c", code]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+        assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        process.stdin.close()
+        said = process.stderr.read()
+    assert (process.returncode, said) == (4, b"")
+
+
+def test_a_reader_that_is_gone_at_the_last_flush_leaves_the_exit_code() -> None:
+    code = (
+        "import sys, typer\nfrom arsandbox.cli.boundary import guarded\n"
+        "def command():\n    sys.stdin.read()\n    print('row')\n    raise typer.Exit(3)\nsys.exit(guarded(command))"
+    )
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, stderr=pipe) as process:
+        assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        process.stdin.close()
+        said = process.stderr.read()
+    assert (process.returncode, said) == (3, b"")
+
+
 def test_a_broken_pipe_to_git_or_the_engine_is_not_taken_for_success() -> None:
     """Only our own output's reader may leave in peace: exit 0 says that there is a verdict."""
     code = (

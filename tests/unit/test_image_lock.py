@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import tarfile
 from pathlib import Path
@@ -62,6 +63,56 @@ def repository(folder: Path, **files: str) -> Path:
     ):
         subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True)
     return folder
+
+
+@pytest.mark.parametrize("name", ["", "a b", "x;reboot", "$(id)", "../x", "\\u001b[2J", "A", "x\\n"])
+def test_a_lock_names_images_only_as_images_are_called(name: str) -> None:
+    """Names reach the terminal, and commands that the user is told to type."""
+    with pytest.raises(UsageError, match=r"^the lock: images"):
+        lock.parse(f'{{"images": {{"{name}": {{"digest": "{A}"}}}}}}'.encode(), "the lock")
+
+
+def test_a_lock_that_is_no_plain_file_or_too_large_is_refused_at_once(tmp_path: Path) -> None:
+    file = tmp_path / lock.FILE_NAME
+    file.symlink_to("/dev/zero")
+    with pytest.raises(UsageError, match="no regular file"):
+        lock.read(file)
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(UsageError, match="no regular file"):
+        lock.read(file)
+    file.unlink()
+    file.touch()
+    os.truncate(file, 10**12)  # sparse: reading all of it would end the process
+    with pytest.raises(UsageError, match="larger than 16 MiB"):
+        lock.read(file)
+    with pytest.raises(UsageError, match="larger than 16 MiB"):
+        lock.parse(b" " * (lock.LARGEST_BYTES + 1), "the lock")
+
+
+def test_a_lock_is_written_over_no_link_of_the_repositorys(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("precious")
+    for name in (lock.FILE_NAME, f".{lock.FILE_NAME}.{os.getpid()}.partial"):
+        (tmp_path / name).symlink_to(tmp_path / "mine")
+    lock.write(tmp_path / lock.FILE_NAME, lock.ImageLock())
+    assert (tmp_path / "mine").read_text() == "precious"
+    assert lock.read(tmp_path / lock.FILE_NAME) == lock.ImageLock()
+
+
+def test_a_dry_run_of_an_image_that_is_not_built_asks_the_lock_for_its_name_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ARSANDBOX_HOME", str(tmp_path / "home"))
+    text = lock.ImageLock().with_images([pinned()]).text().decode()
+
+    def plan(name: str) -> planning.Plan:
+        place = repository(tmp_path / name, arsandbox_toml=f'image = "{name}"\n', arsandbox_lock=text)
+        request = planning.Request(place, Options())
+        return planning.plan(request, find_image=lambda _: ImageRef(name=name, digest=planning.NOT_BUILT))
+
+    assert plan("cpu").image.digest == planning.NOT_BUILT
+    with pytest.raises(RefusedError, match="does not lock the image 'torch-cpu'"):
+        plan("torch-cpu")
 
 
 @pytest.mark.parametrize(
