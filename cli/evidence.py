@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from arsandbox.cli.boundary import application
+from arsandbox.cli.boundary import application, last_words
 from arsandbox.cli.options import Json, Repo
 
 key = application(help="The key that signs exported records.")
