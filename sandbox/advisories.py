@@ -32,6 +32,8 @@ class Advisory(Model):
 
 
 TOOLKIT = "nvidia-ctk"
+# The version of a program that does not say one.
+UNKNOWN = "unknown"
 
 ADVISORIES = (
     Advisory(
@@ -99,28 +101,25 @@ def _installed(program: str, arguments: list[str]) -> tuple[str, str | None] | N
 
 
 def _version(command: list[str]) -> str:
-    found = re.search(r"\bversion (\d[\w.+~-]*)", _output(command) or "")
-    return found[1] if found else "unknown"
+    found = re.search(r"\bversion ([0-9][0-9A-Za-z.+~-]{0,63})(?![0-9A-Za-z.+~-])", _output(command) or "")
+    return found[1] if found else UNKNOWN
 
 
 def _output(arguments: list[str]) -> str | None:
     try:
-        done = subprocess.run(
-            arguments, capture_output=True, text=True, check=False, timeout=10, stdin=subprocess.DEVNULL
-        )
+        done = subprocess.run(arguments, capture_output=True, check=False, timeout=10, stdin=subprocess.DEVNULL)
     except (OSError, subprocess.TimeoutExpired):
         return None  # not a Debian, or the program does not answer: nothing is known of a package
-    return done.stdout.strip() if done.returncode == 0 else None
+    return done.stdout.decode("utf-8", "replace").strip() if done.returncode == 0 else None
 
 
 def _at_least(version: str, least: str) -> bool:
-    done = subprocess.run(["dpkg", "--compare-versions", version, "ge", least], check=False)
-    return done.returncode == 0
+    return _output(["dpkg", "--compare-versions", version, "ge", least]) is not None
 
 
 def _numbers(version: str) -> tuple[int, ...] | None:
     """A version in order: (major, minor, patch, candidate); a release comes after its candidates."""
-    found = re.match(r"(\d+)\.(\d+)\.(\d+)(?:[-~]rc\.?(\d+))?", version)
+    found = re.match(r"([0-9]+)\.([0-9]+)\.([0-9]+)(?:[-~]rc\.?([0-9]+))?", version)
     if found is None:
         return None
     return (*(int(part) for part in found.groups()[:3]), int(found[4]) if found[4] else 1_000_000)

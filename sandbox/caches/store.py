@@ -10,9 +10,9 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from pydantic import ValidationError
 
@@ -76,27 +76,35 @@ class CacheStore:
             known = self._current(name)
             if known is not None and known[1] != kind:
                 raise UsageError(f"cache {name} is of kind {known[1]}, not {kind}", hint="choose another name")
-            for left in home.glob("adding-*"):  # we hold the lock: whoever made it is dead
-                remove_tree(str(left))
-            fresh = Path(tempfile.mkdtemp(prefix="adding-", dir=home))
-            try:
-                tree = _tree(fresh, name, kind)
-                files, size = _copy(source, tree)
-                if kind in COMPILED:  # a folder of the workspace, too
-                    tree.parent.chmod(0o777)
-                manifest = Manifest(kind=kind, files=files, size_bytes=size, origin=origin or str(source.absolute()))
-                (fresh / "manifest.json").write_text(manifest.model_dump_json(), encoding="utf-8")
-                target = home / manifest.sha256
-                if target.exists() and _damaged(target, name, manifest):
-                    remove_tree(str(target))
-                if not target.exists():
-                    fresh.rename(target)
-            finally:
-                remove_tree(str(fresh))
-            partial = home / "current.json.new"
-            partial.write_text(json.dumps({"sha256": manifest.sha256, "kind": kind}), encoding="utf-8")
-            partial.replace(home / "current.json")
+            self._keep(home, kind, [source], origin or str(source.absolute()))
         return self.open(name)
+
+    def _keep(self, home: Path, kind: Kind, sources: Sequence[Path], origin: str) -> Manifest:
+        """Let the cache in `home`, whose lock is held, stand for the files of `sources`, earlier ones first."""
+        for left in home.glob("adding-*"):  # we hold the lock: whoever made it is dead
+            remove_tree(str(left))
+        fresh = Path(tempfile.mkdtemp(prefix="adding-", dir=home))
+        try:
+            tree = _tree(fresh, home.name, kind)
+            files: dict[str, str] = {}
+            size = 0
+            for source in sources:
+                size += _copy(source, tree, files)
+            if kind in COMPILED:  # a folder of the workspace, too
+                tree.parent.chmod(0o777)
+            manifest = Manifest(kind=kind, files=files, size_bytes=size, origin=origin)
+            (fresh / "manifest.json").write_text(manifest.model_dump_json(), encoding="utf-8")
+            target = home / manifest.sha256
+            if target.exists() and _damaged(target, home.name, manifest):
+                remove_tree(str(target))
+            if not target.exists():
+                fresh.rename(target)
+        finally:
+            remove_tree(str(fresh))
+        partial = home / "current.json.new"
+        partial.write_text(json.dumps({"sha256": manifest.sha256, "kind": kind}), encoding="utf-8")
+        partial.replace(home / "current.json")
+        return manifest
 
     def open(self, name: str, *, kind: str = "", sha256: str = "", every_byte: bool = False) -> CacheVersion:
         """The version `sha256` of `name` (empty: the newest), after comparing every file with what was written down.
@@ -136,18 +144,16 @@ class CacheStore:
     def adopt(self, name: str, compiled: Path, *, origin: str) -> tuple[CacheVersion, int]:
         """A new version of `name`: the newest one and what `compiled` holds besides; also says how many files came.
 
-        A file that the cache has already keeps its contents, whatever `compiled` says of it. Raises as `open` and
-        `add` do, and UsageError for a kind that no run compiles.
+        A path that the cache has already, as a file or as a folder, stays what it is, whatever `compiled` says of it.
+        Raises as `open` and `add` do, and UsageError for a kind that no run compiles.
         """
-        before = self.open(name, every_byte=True)
-        if before.manifest.kind not in COMPILED:
-            raise UsageError(f"cache {name} is of kind {before.manifest.kind}: no run compiles it")
-        with tempfile.TemporaryDirectory(prefix="adopting-", dir=self._root / name) as scratch:
-            union = Path(scratch) / "union"
-            files, _ = _copy(compiled, union)
-            _copy(before.tree, union)  # last: what was verified before stays as it is
-            version = self.add(name, before.manifest.kind, union, origin=origin)
-        return version, len(files.keys() - before.manifest.files.keys())
+        self.open(name)  # before a folder is made for a name that there is not
+        with self._writing(name) as home:  # of two adoptions at once, the later one builds on the earlier
+            before = self.open(name, every_byte=True)
+            if before.manifest.kind not in COMPILED:
+                raise UsageError(f"cache {name} is of kind {before.manifest.kind}: no run compiles it")
+            after = self._keep(home, before.manifest.kind, [before.tree, compiled], origin)
+        return self.open(name, sha256=after.sha256), len(after.files) - len(before.manifest.files)
 
     def _current(self, name: str) -> tuple[str, Kind] | None:
         if not _NAME.fullmatch(name):
@@ -166,6 +172,8 @@ class CacheStore:
         with state.exclusive(home / "lock", seconds=3600):
             try:
                 yield home
+            except PermissionError as error:
+                raise StateError(f"cannot keep cache {name}: {error}", hint="let yourself read it first") from error
             except OSError as error:
                 raise StateError(f"cannot keep cache {name}: {error}", hint="free some space there") from error
 
@@ -215,17 +223,23 @@ def _walk(tree: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
                     yield path, entry
 
 
-def _copy(source: Path, target: Path) -> tuple[dict[str, str], int]:
-    """Copy every file of `source`; returns path to SHA-256 of the copies, and their bytes."""
-    root, files, size = source.resolve(), {}, 0
+def _copy(source: Path, target: Path, files: dict[str, str]) -> int:
+    """Copy every file of `source` for whose path there is room, noting path to SHA-256 in `files`; returns their bytes.
+
+    There is none where `target` has that path, or a file in place of one of its folders.
+    """
+    root, size = source.resolve(), 0
     target.mkdir(parents=True, exist_ok=True)
     for path, entry in _walk(source):
-        real = Path(entry.path).resolve()
-        if not real.is_file() or not real.is_relative_to(root):
+        if not _is_text(path):
+            raise UsageError(f"{state.printable(path)} in {source}: a name that is not UTF-8 cannot be cached")
+        real = _resolved(entry)
+        if real is None or not real.is_relative_to(root):
             raise UsageError(f"{state.printable(path)} in {source} is no file of that directory: it cannot be cached")
         place = target / path
+        if place.exists() or any(str(above) in files for above in PurePosixPath(path).parents):
+            continue
         place.parent.mkdir(parents=True, exist_ok=True)
-        place.unlink(missing_ok=True)
         shutil.copyfile(real, place)
         # Open to the sandbox's uid, which nobody knows beforehand; the state directory itself is private.
         place.chmod(0o777 if real.stat().st_mode & 0o100 else 0o666)
@@ -233,4 +247,21 @@ def _copy(source: Path, target: Path) -> tuple[dict[str, str], int]:
         size += place.stat().st_size
     for folder, _, _ in os.walk(target):
         os.chmod(folder, 0o777)  # noqa: S103 - as above
-    return files, size
+    return size
+
+
+def _is_text(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _resolved(entry: os.DirEntry[str]) -> Path | None:
+    """The regular file that `entry` is or leads to; None where there is none."""
+    try:
+        real = Path(entry.path).resolve(strict=True)
+    except (FileNotFoundError, RuntimeError):  # a link to nowhere, or to itself
+        return None
+    return real if real.is_file() else None

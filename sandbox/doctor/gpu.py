@@ -56,6 +56,9 @@ def toolkit(facts: EngineFacts | None, *, wanted: bool) -> Row:
         named = "; ".join(one.cve for one in holes)
         fix = f"sudo apt-get install --only-upgrade nvidia-container-toolkit ({holes[-1].fixed[-1]} or later)"
         return Row(name="toolkit", status="missing", detail=f"{installed[0]} has known holes: {named}", fix=fix)
+    if installed[0] == advisories.UNKNOWN:
+        told = "NVIDIA's container toolkit does not say its version: it may have known holes"
+        return Row(name="toolkit", status="warning", detail=told, fix=_INSTALL)
     return Row(name="toolkit", status="ok", detail=installed[0])
 
 

@@ -21,6 +21,7 @@ from arsandbox.sandbox.errors import ArsandboxError
 from arsandbox.sandbox.quantities import format_size
 from arsandbox.sandbox.workspace.overlay import overlay_options
 
+_GIT = "sudo apt-get install git"
 _LOW_SPACE = 5 * 1024**3
 _CONTROLLERS = {"memory", "pids", "cpu"}
 _CLOCK_SOURCE = Path("/sys/devices/system/clocksource/clocksource0/current_clocksource")
@@ -31,9 +32,16 @@ def git() -> Row:
     """The git program."""
     found = shutil.which("git")
     if found is None:
-        return Row(name="git", status="missing", detail="not installed", fix="sudo apt-get install git")
-    version = subprocess.run([found, "--version"], capture_output=True, text=True, check=False).stdout.strip()
-    return Row(name="git", status="ok", detail=version)
+        return Row(name="git", status="missing", detail="not installed", fix=_GIT)
+    try:
+        said = subprocess.run(
+            [found, "--version"], capture_output=True, text=True, errors="replace", check=False, timeout=10
+        ).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Row(name="git", status="missing", detail=f"{found} does not work: {error}", fix=_GIT)
+    if not said.startswith("git version "):
+        return Row(name="git", status="missing", detail=f"{found} is not git: {said[:80]!r}", fix=_GIT)
+    return Row(name="git", status="ok", detail=said.splitlines()[0])
 
 
 def kernel(engine: str) -> Row:

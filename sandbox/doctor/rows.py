@@ -23,9 +23,13 @@ class Row(Model):
 def attempt(arguments: list[str]) -> str | None:
     """None when the command worked, else its last line."""
     try:
-        done = subprocess.run(arguments, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            arguments, capture_output=True, text=True, errors="replace", check=False, stdin=subprocess.DEVNULL
+        )
     except FileNotFoundError:
         return f"{arguments[0]} is not installed"
+    except OSError as error:
+        return f"{arguments[0]} cannot be started: {error.strerror}"
     if done.returncode == 0:
         return None
     return (done.stderr.strip().splitlines() or ["no message"])[-1]

@@ -115,7 +115,7 @@ def granted(
     offer = _offer(engine)
     _require_fixed_toolkit()
     with nvml.session() as driver:
-        lease = Lease.take(request, driver, engine.labelled(LABEL))
+        lease = Lease.take(request, driver, lambda: engine.labelled(LABEL))
     try:
         yield Grant(lease, offer.offer_gpus(image, lease.uuids, labels=labels), ceiling)
     finally:

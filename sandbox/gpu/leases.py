@@ -6,7 +6,7 @@ seen: so a device is only granted when no sandbox on the engine bears its label,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from arsandbox.sandbox import state
@@ -37,12 +37,12 @@ class Lease:
         return {LABEL: ",".join(self.uuids)}
 
     @classmethod
-    def take(cls, request: GpuRequest, nvml: Session, labelled: Iterable[str]) -> Lease:
-        """Lease what is asked for; `labelled` are the values of LABEL on anything that the engine holds.
+    def take(cls, request: GpuRequest, nvml: Session, labelled: Callable[[], Iterable[str]]) -> Lease:
+        """Lease what is asked for; `labelled` says the values of LABEL on anything that the engine holds now.
 
+        It is asked with the device's lock held: what a holder that was killed meanwhile left there is then seen.
         Raises MachineError naming the devices that are not there, or who is in the way.
         """
-        running = {uuid for value in labelled for uuid in value.split(",")}
         choice = candidates(request, nvml.devices())
         chosen: list[Device] = []
         baselines: dict[str, int] = {}
@@ -55,13 +55,14 @@ class Lease:
                 lock = state.Lock.try_take(_place(device.uuid))
                 obstacle = "another run has leased it"
                 if lock is not None:
+                    locks.append(lock)  # at once, so that it is given back whatever the questions raise
+                    running = {uuid for value in labelled() for uuid in value.split(",")}
                     obstacle, baseline = _busy(device, nvml, running)
                     if not obstacle:
                         chosen.append(device)
-                        locks.append(lock)
                         baselines[device.uuid] = baseline
                         continue
-                    lock.close()
+                    locks.pop().close()
                 obstacles.append(f"{device.uuid}: {obstacle}")
                 if request.uuids:
                     break

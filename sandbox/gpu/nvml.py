@@ -77,11 +77,11 @@ class Session:
             handle = self._nvml.nvmlDeviceGetHandleByUUID(uuid)
             memory = int(self._nvml.nvmlDeviceGetMemoryInfo(handle).used)
             processes = tuple(int(one.pid) for one in self._nvml.nvmlDeviceGetComputeRunningProcesses(handle))
+            rates = self._offered(lambda: self._nvml.nvmlDeviceGetUtilizationRates(handle))
+            clock = self._offered(lambda: self._nvml.nvmlDeviceGetClockInfo(handle, self._nvml.NVML_CLOCK_SM))
+            reasons = self._offered(lambda: self._nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)) or 0
         except self._nvml.NVMLError as error:
             raise DeviceLostError(str(error)) from error
-        rates = self._offered(lambda: self._nvml.nvmlDeviceGetUtilizationRates(handle))
-        clock = self._offered(lambda: self._nvml.nvmlDeviceGetClockInfo(handle, self._nvml.NVML_CLOCK_SM))
-        reasons = self._offered(lambda: self._nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)) or 0
         return Reading(
             memory_bytes=memory,
             utilisation=None if rates is None else rates.gpu / 100,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -262,6 +263,56 @@ def test_adoption_adds_and_never_changes(store: CacheStore, tmp_path: Path) -> N
     store.add("tokens", "dataset", folder(tmp_path / "c", x="1"))
     with pytest.raises(UsageError, match="no run compiles it"):
         store.adopt("tokens", tmp_path / "b", origin="run")
+
+
+def test_what_a_run_made_of_the_caches_paths_is_left_out(store: CacheStore, tmp_path: Path) -> None:
+    """A candidate may put a folder where the cache has a file, and the other way round: neither stops an adoption."""
+    store.add("code", "triton", folder(tmp_path / "a", file="good", deep__x="1"))
+    run = folder(tmp_path / "b", file__inner__evil="2", deep="3", new="4")
+    after, count = store.adopt("code", run, origin="run")
+    assert count == 1
+    assert {name: (after.tree / name).read_text() for name in after.manifest.files} == {
+        "file": "good", "deep/x": "1", "new": "4",
+    }  # fmt: skip
+    assert after.manifest.size_bytes == len("good14")
+
+
+def test_of_two_adoptions_at_once_none_is_lost(store: CacheStore, tmp_path: Path) -> None:
+    store.add("code", "triton", folder(tmp_path / "a", old="1"))
+    runs = [folder(tmp_path / f"run{number}", **{f"new{number}": "x"}) for number in range(6)]
+    with ThreadPoolExecutor(6) as threads:
+        list(threads.map(lambda run: store.adopt("code", run, origin=run.name), runs))
+    assert store.open("code").manifest.files.keys() == {"old", *(f"new{number}" for number in range(6))}
+
+
+def test_an_adoption_that_was_killed_leaves_nothing_for_good(store: CacheStore, tmp_path: Path, home: Path) -> None:
+    store.add("code", "triton", folder(tmp_path / "a", old="1"))
+    folder(home / "caches" / "code" / "adding-dead", half="1")
+    store.adopt("code", folder(tmp_path / "b", new="2"), origin="run")
+    held = {path.name for path in (home / "caches" / "code").iterdir() if not path.is_dir()}
+    assert held == {"current.json", "lock"} and not list((home / "caches" / "code").glob("ad*"))
+    with pytest.raises(MachineError, match="is not here"):
+        store.adopt("nothing", tmp_path / "b", origin="run")
+    assert not (home / "caches" / "nothing").exists()
+
+
+@pytest.mark.parametrize("hostile", ["loop", "name", "pipe", "folder", "dangling"])
+def test_what_cannot_be_cached_is_named(store: CacheStore, tmp_path: Path, hostile: str) -> None:
+    source = folder(tmp_path / "a", fine="1", sub__x="2")
+    match hostile:
+        case "loop":
+            (source / "bad").symlink_to("bad")
+        case "name":
+            Path(os.fsdecode(os.fsencode(source) + b"/bad\xff")).write_text("x")
+        case "pipe":
+            os.mkfifo(source / "bad")
+        case "folder":
+            (source / "bad").symlink_to("sub")
+        case "dangling":
+            (source / "bad").symlink_to("nowhere")
+    with pytest.raises(UsageError, match=r"^bad in .* cannot be cached|^bad in .*UTF-8"):
+        store.add("data", "dataset", source)
+    assert store.names() == []
 
 
 RUN = """

@@ -214,6 +214,26 @@ def test_a_driver_its_toolkit_and_cdi(gpus: Driver, tmp_path: Path, monkeypatch:
     assert gpu.driver(wanted=False).status == "warning" and gpu.driver(wanted=True).status == "missing"
 
 
+@pytest.mark.parametrize(
+    "said",
+    ["\\377\\376", "version \\377", f"version {'9' * 5000}.1.1", "version 1.17.9\\033[2J", "", "version \u0661.17.9"],
+)
+def test_programs_that_answer_garbage_get_a_row_and_no_trust(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    for name in ("nvidia-ctk", "runc", "git"):
+        program_file = tmp_path / name
+        program_file.write_text(f"#!/bin/sh\nprintf '{said}'\n")
+        program_file.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    rows = [gpu.toolkit(facts(), wanted=False), engines.known_holes(), machine.git()]
+    assert all(row.detail.isprintable() for row in rows)
+    held = "ok" if said.startswith("version 1.17.9") else "warning"
+    assert [row.status for row in rows] == [held, held, "missing"] and rows[2].fix
+    (tmp_path / "git").write_bytes(b"\x7fELF no program")
+    assert machine.git().status == "missing"
+
+
 def test_a_grant_needs_an_engine_an_image_and_a_driver(no_gpus: Path) -> None:
     assert gpu.grant(Opened("docker", error=MachineError("no"))).status == "missing"
     row = gpu.grant(Opened("docker", FakeEngine(images=())))

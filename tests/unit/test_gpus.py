@@ -53,7 +53,7 @@ def driver(nvml_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def take(request: GpuRequest, *labelled: str) -> Lease:
     with nvml.session() as open_driver:
-        return Lease.take(request, open_driver, labelled)
+        return Lease.take(request, open_driver, lambda: labelled)
 
 
 def grant(request: GpuRequest, engine: FakeEngine | None = None, ceiling: int = 2**53) -> Any:
@@ -150,7 +150,7 @@ def test_a_lease_dies_with_its_holder(driver: Driver, nvml_directory: Path, tmp_
         "import sys, time\nfrom arsandbox.sandbox import state\nfrom arsandbox.sandbox.gpu import nvml\n"
         "from arsandbox.sandbox.gpu.leases import Lease\nfrom arsandbox.sandbox.gpu.request import GpuRequest\n"
         "from pathlib import Path\nstate.machine_locks = lambda: Path(sys.argv[1])\n"
-        "with nvml.session() as driver:\n    lease = Lease.take(GpuRequest(count=2), driver, ())\n"
+        "with nvml.session() as driver:\n    lease = Lease.take(GpuRequest(count=2), driver, tuple)\n"
         "print('leased', flush=True)\ntime.sleep(60)\n"
     )
     environment = {**os.environ, "LD_LIBRARY_PATH": str(nvml_directory)}
@@ -161,6 +161,26 @@ def test_a_lease_dies_with_its_holder(driver: Driver, nvml_directory: Path, tmp_
             take(GpuRequest(count=1))
         holder.kill()
     take(GpuRequest(count=2)).release()
+
+
+def test_labels_are_asked_for_with_the_lock_held_and_it_is_given_back_whatever_they_raise(driver: Driver) -> None:
+    """A controller that is killed between our question and our lock leaves a sandbox that must be seen."""
+
+    def held_meanwhile() -> list[str]:
+        with pytest.raises(MachineError, match="another run has leased it"):
+            take(GpuRequest(uuids=(A,)))
+        return [A]
+
+    def dead() -> list[str]:
+        raise MachineError("the engine went away")
+
+    with nvml.session() as session:
+        with pytest.raises(MachineError, match="a sandbox that has it is still there"):
+            Lease.take(GpuRequest(uuids=(A,)), session, held_meanwhile)
+        with pytest.raises(MachineError, match="went away") as kept:  # its traceback holds the frame, and so the lock
+            Lease.take(GpuRequest(uuids=(A,)), session, dead)
+    take(GpuRequest(uuids=(A,))).release()
+    assert kept.value.exit_code == 4
 
 
 def test_no_device_is_granted_that_a_living_sandbox_bears_or_that_is_busy(driver: Driver) -> None:
