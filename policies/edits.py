@@ -13,7 +13,7 @@ import pathspec
 
 # Paths that a tool of the host or of the next experiment would execute or obey (containment.md, 33).
 _EXECUTED = re.compile(
-    r"(?:^|/)(?:\.git[^/]*|\.github|\.gitlab-ci\.yml|\.circleci|\.envrc|\.vscode|\.idea|\.cursor[^/]*|\.claude|"
+    r"(?:^|/)(?:\.git[^/]*|\.github|\.gitlab-ci\.yml|\.circleci|\.env(?:rc|\.[^/]*)?|\.vscode|\.idea|\.cursor[^/]*|\.claude|"
     r"\.aider[^/]*|\.mcp\.json|AGENTS\.md|CLAUDE\.md|conftest\.py|sitecustomize\.py|usercustomize\.py|"
     r"[^/]*\.pth|\.pre-commit-config\.yaml|tox\.ini|setup\.cfg|pytest\.ini|arsandbox\.toml|pyproject\.toml)(?:/|$)",
     re.IGNORECASE,

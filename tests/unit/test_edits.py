@@ -50,7 +50,8 @@ def test_paths_outside_editable_are_refused(path: str) -> None:
     [
         ".git", ".git/config", ".git/hooks/post-commit", "a/.git/config", ".GIT/config", ".gIt/hooks/x", "a/.Git",
         ".gitattributes", ".gitmodules", ".gitignore", "a/.gitattributes", ".github/workflows/x.yml",
-        ".GitHub/workflows/x.yml", ".gitlab-ci.yml", ".circleci/config.yml", ".envrc", "a/.envrc",
+        ".GitHub/workflows/x.yml", ".gitlab-ci.yml", ".circleci/config.yml", ".envrc", "a/.envrc", ".env", "a/.ENV",
+        ".env.local",
         ".vscode/settings.json", ".idea/x", ".cursorrules", ".cursor/rules", ".claude/settings.json", "CLAUDE.md",
         "claude.md", "AGENTS.md", "a/AGENTS.md", ".mcp.json", ".aider.conf.yml", "conftest.py", "a/b/conftest.py",
         "Conftest.py", "sitecustomize.py", "a/sitecustomize.py", "usercustomize.py", "x.pth", "a/b/evil.PTH", ".pth",
@@ -71,7 +72,9 @@ def test_the_owner_may_name_such_a_file_literally() -> None:
     assert refused(rules, "conftest.py") is not None
 
 
-@pytest.mark.parametrize("near", ["gitignore", "my.github.txt", "conftest.pyx", "a.pthx", "src/agents.mdx", "envrc"])
+@pytest.mark.parametrize(
+    "near", ["gitignore", "my.github.txt", "conftest.pyx", "a.pthx", "src/agents.mdx", "envrc", ".envs"]
+)
 def test_names_that_only_look_alike_pass(near: str) -> None:
     assert refused(ANYTHING, near) is None
 
