@@ -12,31 +12,50 @@ from arsandbox.sandbox.models import Reason, Stage
 from arsandbox.sandbox.proposers.port import ProposerContext
 from arsandbox.sandbox.stage import StagePlan, run_stage
 
+# Linting runs `python -m flake8` among the champion's files, where a module of theirs could stand in for one of
+# Python's: on the host that would run untrusted code. `--no-analytics` is for this run; `--analytics-disable` would
+# change the owner's own settings. Histories would be files beside the edit. LiteLLM fetches its price list unless told.
 _QUIET = (
-    "--yes-always", "--no-git", "--no-check-update", "--no-show-release-notes", "--analytics-disable",
-    "--no-pretty", "--no-stream", "--no-fancy-input", "--no-suggest-shell-commands", "--no-detect-urls",
+    "--yes-always", "--no-git", "--no-auto-lint", "--no-auto-test", "--no-check-update", "--no-show-release-notes",
+    "--no-analytics", "--no-show-model-warnings", "--no-pretty", "--no-stream", "--no-fancy-input",
+    "--no-suggest-shell-commands", "--no-detect-urls", "--no-restore-chat-history",
+    "--input-history-file", "/dev/null", "--chat-history-file", "/dev/null",
+    "--set-env", "LITELLM_LOCAL_MODEL_COST_MAP=True",
 )  # fmt: skip
+_SCRIPT = ("aider",)
+# Built images and the embedded engine have no scripts of packages. -I: no module of the workspace's is imported.
+_MODULE = ("python3", "-I", "-m", "aider")
 _PROBE_S = 120.0
 
 
-def command(folder: str, files: tuple[str, ...], model: str) -> tuple[str, ...]:
-    """aider's command line: one message, the editable `files` that are plain paths, `model` where it is named."""
+def command(program: tuple[str, ...], folder: str, files: tuple[str, ...], model: str) -> tuple[str, ...]:
+    """`program`'s command line: one message, the editable `files` that are plain paths, `model` where it is named."""
     chosen = ("--model", model) if model else ()
     plain = [path for path in files if not any(character in path for character in "*?[") and not path.endswith("/")]
-    return ("aider", *_QUIET, *chosen, "--message-file", f"{folder}/message.md", *plain)
+    return (*program, *_QUIET, *chosen, "--message-file", f"{folder}/message.md", *plain)
 
 
-def require_installed(context: ProposerContext) -> None:
-    """Raise MachineError unless aider can be run where this proposer would run it."""
+def installed(context: ProposerContext) -> tuple[str, ...]:
+    """How aider is started where this proposer would run it. Raises MachineError where it cannot be."""
     if context.trusted:
-        if shutil.which("aider") is None:
+        if shutil.which(_SCRIPT[0]) is None:
             raise MachineError("aider is not installed on this machine", hint="python -m pip install aider-chat")
-        return
+        return _SCRIPT
+    for program in (_SCRIPT, _MODULE):
+        if _starts(program, context):
+            return program
+    raise MachineError(
+        f"aider is not installed in the image {context.image.name}",
+        hint="use an image that holds it, or run the host's aider: --trusted-proposer",
+    )
+
+
+def _starts(program: tuple[str, ...], context: ProposerContext) -> bool:
     with context.run_directory() as place:
         workspace = place.scratch / "empty"
         workspace.mkdir()
         plan = StagePlan(
-            stage=Stage.PROPOSE, image=context.image, command=("aider", "--version"), environment={},
+            stage=Stage.PROPOSE, image=context.image, command=(*program, "--version"), environment={},
             layers=(workspace,),
             limits=context.settings.policy_for("propose").limits, limit_s=_PROBE_S, log=place.scratch / "aider.log",
         )  # fmt: skip
@@ -44,8 +63,4 @@ def require_installed(context: ProposerContext) -> None:
         with run_stage(
             context.engine, plan, experiment=place.id, scratch=place.scratch, labels=labels, listener=context.listener
         ) as run:
-            if run.outcome.termination.reason is not Reason.COMPLETED:
-                raise MachineError(
-                    f"aider is not installed in the image {context.image.name}",
-                    hint="use an image that holds it, or run the host's aider: --trusted-proposer",
-                )
+            return run.outcome.termination.reason is Reason.COMPLETED

@@ -27,8 +27,8 @@ def opened(spec: ProposerSpec, context: ProposerContext) -> Proposer:
         return Sweep(objects, settings.rules, context.past(), seed=int(argument or 0))
     place = HostProposer if context.trusted else CommandProposer
     if kind == "aider":
-        aider.require_installed(context)
-        return place("aider", lambda folder: aider.command(folder, settings.project.editable, argument), spec, context)
+        program, files = aider.installed(context), settings.project.editable
+        return place("aider", lambda folder: aider.command(program, folder, files, argument), spec, context)
     words = _words(argument if kind == "command" else text, text)
     return place("command", lambda folder: words, spec, context)
 
