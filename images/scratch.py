@@ -9,8 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from arsandbox.sandbox import state
+
 MEMORY = Path("/dev/shm")  # noqa: S108 - only ever a folder of our own with a random name in it
 ROOM_BYTES = 2 * 1024**3
+_PREFIX = "arsandbox-image-"
 
 
 @contextmanager
@@ -22,12 +25,18 @@ def scratch_folder(beside: Path) -> Iterator[Path]:
     """
     beside.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(
-        prefix="arsandbox-image-", dir=MEMORY if _usable(MEMORY) else beside, ignore_cleanup_errors=True
+        prefix=_PREFIX, dir=MEMORY if _usable(MEMORY) else beside, ignore_cleanup_errors=True
     ) as name:
         folder = Path(name)
         # An ordinary user's mmdebstrap works under other uids, which must be able to pass (not to list).
         folder.chmod(0o711)
-        yield folder
+        with state.owned(folder):
+            yield folder
+
+
+def folders(beside: Path) -> list[Path]:
+    """All scratch folders there are, of living builds and of killed ones."""
+    return [path for place in (MEMORY, beside) for path in sorted(place.glob(f"{_PREFIX}*"))]
 
 
 def _usable(folder: Path) -> bool:

@@ -99,7 +99,7 @@ def starting_config(worktree: Path, protected: list[str]) -> str:
         hosts = sorted({*named, *(f"{host}:443" for host in (_HUB, *_HUB_STORES))})
     return _TEMPLATE.format(
         protected=", ".join(json.dumps(name) for name in protected),
-        kernels=json.dumps(kernels),
+        kernels=json.dumps(kernels, ensure_ascii=False),  # TOML knows no escapes in pairs
         kernel_output=', ".cache/huggingface"' if kernels else "",
         hosts="".join(f"  {json.dumps(host)},\n" for host in hosts),
     )
@@ -109,7 +109,7 @@ def _kernels(program: str) -> list[str]:
     """The repositories that `get_kernel` is called with, by name or through a variable."""
     try:
         tree = ast.parse(program)
-    except (SyntaxError, ValueError, RecursionError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last: nested too deeply
         return []
     places: list[ast.AST] = []
     variables: set[str] = set()

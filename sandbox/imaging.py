@@ -6,10 +6,8 @@ import os
 import platform
 import re
 import shutil
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from arsandbox.images.archive import architecture
@@ -25,6 +23,7 @@ from arsandbox.sandbox.engines.port import Engine, ImageExchanger, ImageFacts
 from arsandbox.sandbox.errors import MachineError, RefusedError, StateError, UsageError
 from arsandbox.sandbox.events import Listener
 from arsandbox.sandbox.models import ImageRef, Reason, Stage
+from arsandbox.sandbox.scratch import scratch
 from arsandbox.sandbox.stage import StagePlan, run_stage
 
 _CHECK_S = 300.0
@@ -111,7 +110,7 @@ def build_on(
     machine = platform.machine()
     locked = locked_wheels(recipe.requirements, python=python, machine=machine)
     downloads = state.home() / "image-layers" / "wheels"
-    with borrowed(downloads), _place("image-context-") as context:
+    with borrowed(downloads), scratch(state.new_experiment_id()) as context:
         wheels = obtain_wheels(locked, python=python, machine=machine, store=downloads, transfer=transfer)
         try:
             shutil.copyfile(_dockerfile(), context / "Dockerfile")
@@ -167,8 +166,9 @@ def _pull(reference: str, engine: Engine, listener: Listener) -> ImageFacts:
 
 def _run_check(engine: Engine, image: ImageRef, command: Sequence[str], listener: Listener) -> str:
     """The last line that `command` says in `image`, in a sandbox like any other. Raises MachineError if it fails."""
-    with _place("image-check-") as scratch:
-        workspace = scratch / "empty"
+    identity = state.new_experiment_id()
+    with scratch(identity) as place:
+        workspace = place / "empty"
         workspace.mkdir()
         plan = StagePlan(
             stage=Stage.PREPARE,
@@ -178,11 +178,10 @@ def _run_check(engine: Engine, image: ImageRef, command: Sequence[str], listener
             layers=(workspace,),
             limits=_CHECK_LIMITS,
             limit_s=_CHECK_S,
-            log=scratch / "check.log",
+            log=place / "check.log",
         )
-        identity = state.new_experiment_id()
         labels = host.labels(identity, "")
-        with run_stage(engine, plan, experiment=identity, scratch=scratch, labels=labels, listener=listener) as run:
+        with run_stage(engine, plan, experiment=identity, scratch=place, labels=labels, listener=listener) as run:
             ended = run.outcome.termination
         lines = plan.log.read_text(errors="replace").strip().splitlines()
         if ended.reason is not Reason.COMPLETED:
@@ -192,12 +191,6 @@ def _run_check(engine: Engine, image: ImageRef, command: Sequence[str], listener
             said = state.printable((telling or [ended.detail])[-1])
             raise MachineError(f"image {image.name} is here but fails its check: {said}")
         return state.printable(lines[-1]) if lines else ""
-
-
-@contextmanager
-def _place(prefix: str) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=state.home()) as place:
-        yield Path(place)
 
 
 def _dockerfile() -> Path:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+from arsandbox.images.layers import write_atomically
 from arsandbox.sandbox import autoresearch, config
 from arsandbox.sandbox.errors import UsageError
 
@@ -36,7 +38,7 @@ data = []  # paths that only the evaluation may see
 def starting_config(worktree: Path, *, force: bool) -> tuple[str, Path]:
     """Write arsandbox.toml into `worktree`; returns (kind of layout, path). Raises UsageError."""
     target = worktree / config.FILE_NAME
-    if target.exists() and not force:
+    if os.path.lexists(target) and not force:
         raise UsageError(f"{target} exists already", hint="edit it, or replace it with --force")
     present = {name for name in ("prepare.py", "train.py", "evaluate.py", "program.md") if (worktree / name).is_file()}
     if "train.py" not in present:
@@ -48,7 +50,7 @@ def starting_config(worktree: Path, *, force: bool) -> tuple[str, Path]:
     if autoresearch.recognised(worktree):
         text = autoresearch.starting_config(worktree, protected)
         config.parse(text, config.FILE_NAME)
-        target.write_text(text)
+        write_atomically(target, text.encode())  # in place of a link, never through it
         return "karpathy/autoresearch, on a GPU", target
     kind = "autoresearch layout" if {"prepare.py", "program.md"} <= present else "train.py"
     evaluated = "evaluate.py" in present
@@ -64,5 +66,5 @@ def starting_config(worktree: Path, *, force: bool) -> tuple[str, Path]:
     if evaluated:
         text += _EVALUATE
     config.parse(text, config.FILE_NAME)
-    target.write_text(text)
+    write_atomically(target, text.encode())  # in place of a link, never through it
     return kind, target

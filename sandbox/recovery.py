@@ -9,11 +9,12 @@ ever seen without an owner that lives.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from arsandbox.sandbox import host, promotion, state
+from arsandbox.images.scratch import folders
+from arsandbox.sandbox import host, promotion, scratch, state
 from arsandbox.sandbox.engines.port import Engine
 from arsandbox.sandbox.engines.registry import names, open_engine
 from arsandbox.sandbox.errors import ArsandboxError, MachineError, UsageError
@@ -60,7 +61,7 @@ def _clean_up(repository_state: Path, directory: Path, engine: Engine) -> list[s
             return [*done, f"experiment {name}: what it left on the engine {made_by} stays for now: {error.message}"]
     done += engine.sweep({host.EXPERIMENT_LABEL: name, host.HOME_LABEL: host.home_id()})
     done += [f"mount {point}" for point in unmount_below(directory)]
-    return [*done, _remove_run_of_the_dead(directory)]
+    return [*done, _remove_of_the_dead(directory, lambda path: remove_run(Path(path)))]
 
 
 @contextmanager
@@ -88,9 +89,9 @@ def _lock_of_the_dead(directory: Path) -> state.Lock | None:
         return state.Lock.try_take(directory / "lock") if directory.exists() else None
 
 
-def _remove_run_of_the_dead(directory: Path) -> str:
+def _remove_of_the_dead(directory: Path, remove: Callable[[str], None]) -> str:
     try:
-        remove_run(directory)
+        remove(str(directory))
     except PermissionError:
         # Without root a helper that died half-way may leave files of root's: harmless, and said each time.
         return f"directory {directory}: holds files of root's (sudo rm -r {directory})"
@@ -104,10 +105,17 @@ def collect_garbage(engine: Engine) -> list[str]:
     known = sorted(repositories.iterdir()) if repositories.is_dir() else []
     for directory in known:
         done += recover(directory, engine)
-    for one in (engine, *_others(engine)):
+    engines = (engine, *_others(engine))
+    for place in scratch.abandoned(*folders(state.home() / "image-layers")):
+        for one in engines:
+            owner = {host.EXPERIMENT_LABEL: scratch.identity_of(place), host.HOME_LABEL: host.home_id()}
+            done += one.sweep(owner)
+        done += [f"mount {point}" for point in unmount_below(place)]
+        done.append(_remove_of_the_dead(place, remove_tree))
+    for one in engines:
         labelled = one.labelled(host.EXPERIMENT_LABEL)
-        # Looked up after the labels: what bears one had its run directory before that.
-        alive = {run.name for run in repositories.glob("*/runs/*")}
+        # Looked up after the labels: what bears one had its directory before that.
+        alive = {run.name for run in repositories.glob("*/runs/*")} | scratch.identities()
         for experiment in sorted(labelled - alive):
             done += one.sweep({host.EXPERIMENT_LABEL: experiment, host.HOME_LABEL: host.home_id()})
     for directory in known:

@@ -6,9 +6,7 @@ sandboxes "leave": an empty file for each declared output and artifact.
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from arsandbox.sandbox import prepared, state
@@ -21,6 +19,7 @@ from arsandbox.sandbox.measure import measure
 from arsandbox.sandbox.models import Stage
 from arsandbox.sandbox.planning import Plan
 from arsandbox.sandbox.run_directory import run_directory
+from arsandbox.sandbox.scratch import scratch
 from arsandbox.sandbox.settings import Settings
 from arsandbox.sandbox.workspace.layers import LayerStore, is_below
 
@@ -33,8 +32,7 @@ def rehearse(plan: Plan) -> list[dict[str, Any]]:
     engine = FakeEngine(scripted(_scripts(plan.settings)))
     # Devices are a real run's: a rehearsal leases none.
     objects, settings = plan.repository.objects, replace(plan.settings, gpus=GpuRequest())
-    with tempfile.TemporaryDirectory(prefix="rehearsal-", dir=state.home()) as directory:
-        place = Path(directory)
+    with scratch(state.new_experiment_id()) as place:
         layers = LayerStore(place / "layers", objects)
         with run_directory(place) as run:
             data = prepared.ensure(

@@ -139,3 +139,14 @@ def exclusive(path: Path, *, seconds: float = 600.0) -> Iterator[None]:
         yield
     finally:
         lock.close()
+
+
+@contextmanager
+def owned(directory: Path) -> Iterator[None]:
+    """Hold a lock on `directory` itself, which says that its owner lives; it goes with the process."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

@@ -293,7 +293,7 @@ def test_a_dry_run_needs_neither_engine_nor_image(project: Any, tmp_path: Path) 
     assert done.code == 0 and "arsandbox image build cpu" in done.err, done
     assert done.record["image"] == {"name": "cpu", "digest": None}
     assert [stage["stage"] for stage in done.record["stages"]] == ["train", "evaluate"]
-    assert not list(tmp_path.glob("rehearsal-*")) and not list(tmp_path.glob("repos/*/experiments"))
+    assert not list(tmp_path.glob("scratch-*")) and not list(tmp_path.glob("repos/*/experiments"))
 
 
 def test_a_dry_run_that_would_be_refused(project: Any) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from arsandbox.sandbox import config, layout
+from arsandbox.sandbox.errors import UsageError
 
 # Of the public repository's structure, without its code.
 CHECKOUT = {
@@ -113,3 +114,19 @@ def test_the_prepare_program_takes_what_is_built_and_needs_one(checkout: Path, t
     (checkout / "prepared").unlink()
     done = subprocess.run(command, cwd=checkout, env=env | {"BUILT": ""}, capture_output=True, text=True, check=False)
     assert done.returncode != 0 and "no kernel could be had" in done.stderr and not (checkout / "prepared").exists()
+
+
+@pytest.mark.parametrize(
+    "program", ["-" * 200_000 + "1", "(" * 300 + ")" * 300, 'get_kernel("\U0001d49c/b")', 'get_kernel("a/\\ud800")']
+)
+def test_a_program_that_is_hostile_to_parsers_gets_a_config_that_loads(checkout: Path, program: str) -> None:
+    (checkout / "train.py").write_text(program)
+    assert written(checkout)[1].image == "cuda12"
+
+
+def test_the_config_is_never_written_through_a_link_of_the_repositorys(checkout: Path, tmp_path: Path) -> None:
+    (checkout / "arsandbox.toml").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UsageError, match="exists already"):
+        layout.starting_config(checkout, force=False)
+    layout.starting_config(checkout, force=True)
+    assert not (tmp_path / "elsewhere").exists() and not (checkout / "arsandbox.toml").is_symlink()
