@@ -6,9 +6,12 @@ Options: https://aider.chat/docs/config/options.html.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 
+from arsandbox.policies.edits import EditRules
 from arsandbox.sandbox.errors import MachineError
 from arsandbox.sandbox.models import Reason, Stage
+from arsandbox.sandbox.objects import ObjectStore
 from arsandbox.sandbox.proposers.port import ProposerContext
 from arsandbox.sandbox.stage import StagePlan, run_stage
 
@@ -26,13 +29,21 @@ _SCRIPT = ("aider",)
 # Built images and the embedded engine have no scripts of packages. -I: no module of the workspace's is imported.
 _MODULE = ("python3", "-I", "-m", "aider")
 _PROBE_S = 120.0
+_MOST_FILES = 50
 
 
-def command(program: tuple[str, ...], folder: str, files: tuple[str, ...], model: str) -> tuple[str, ...]:
-    """`program`'s command line: one message, the editable `files` that are plain paths, `model` where it is named."""
+def command(program: tuple[str, ...], folder: str, files: Iterable[str], model: str) -> tuple[str, ...]:
+    """`program`'s command line: one message, the `files` to edit, `model` where it is named."""
     chosen = ("--model", model) if model else ()
-    plain = [path for path in files if not any(character in path for character in "*?[") and not path.endswith("/")]
-    return (*program, *_QUIET, *chosen, "--message-file", f"{folder}/message.md", *plain)
+    # ./: a name that begins with a dash is no option.
+    return (*program, *_QUIET, *chosen, "--message-file", f"{folder}/message.md", *(f"./{path}" for path in files))
+
+
+def editable_files(champion: str, objects: ObjectStore, rules: EditRules) -> list[str]:
+    """The champion's regular files that may be edited, by path: at most 50, since each is sent to the model."""
+    entries = objects.entries(objects.tree_of(champion))
+    found = [e.path for e in entries if e.mode in ("100644", "100755") and rules.is_editable(e.path)]
+    return sorted(found)[:_MOST_FILES]
 
 
 def installed(context: ProposerContext) -> tuple[str, ...]:

@@ -22,10 +22,10 @@ DESCRIPTION = re.compile(r"DESCRIPTION[:=]\s*(.+)")
 
 
 class CommandProposer:
-    """Runs `command_of(brief folder)` in a fresh sandbox each round and reads the edit from its overlay."""
+    """Runs `command_of(brief folder, champion)` in a fresh sandbox each round and reads the edit from its overlay."""
 
     def __init__(
-        self, name: str, command_of: Callable[[str], tuple[str, ...]], spec: ProposerSpec, context: ProposerContext
+        self, name: str, command_of: Callable[[str, str], tuple[str, ...]], spec: ProposerSpec, context: ProposerContext
     ) -> None:
         self._name, self._command_of, self._spec, self._context = name, command_of, spec, context
         self._policy = context.settings.policy_for("propose")
@@ -60,7 +60,7 @@ class CommandProposer:
         return StagePlan(
             stage=Stage.PROPOSE,
             image=self._context.image,
-            command=self._command_of(BRIEF_TARGET),
+            command=self._command_of(BRIEF_TARGET, brief.champion),
             environment={
                 **settings.project.environment,
                 **told(brief, BRIEF_TARGET),

@@ -26,10 +26,10 @@ _LAST_WORDS_S = 5.0
 
 
 class HostProposer:
-    """Runs `command_of(brief folder)` on the host, with the owner's environment and no containment."""
+    """Runs `command_of(brief folder, champion)` on the host, with the owner's environment and no containment."""
 
     def __init__(
-        self, name: str, command_of: Callable[[str], tuple[str, ...]], spec: ProposerSpec, context: ProposerContext
+        self, name: str, command_of: Callable[[str, str], tuple[str, ...]], spec: ProposerSpec, context: ProposerContext
     ) -> None:
         self._name, self._command_of, self._spec, self._context = name, command_of, spec, context
         self._policy = context.settings.policy_for("propose")
@@ -67,7 +67,7 @@ class HostProposer:
 
     def _run(self, brief: Brief, folder: Path, copy: Path, place: RunDirectory) -> Termination:
         limit = min(self._spec.limit_s, self._policy.limits.wall_s)
-        command = self._command_of(str(folder))
+        command = self._command_of(str(folder), brief.champion)
         try:
             process = subprocess.Popen(
                 command, cwd=copy, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

@@ -27,10 +27,14 @@ def opened(spec: ProposerSpec, context: ProposerContext) -> Proposer:
         return Sweep(objects, settings.rules, context.past(), seed=int(argument or 0))
     place = HostProposer if context.trusted else CommandProposer
     if kind == "aider":
-        program, files = aider.installed(context), settings.project.editable
-        return place("aider", lambda folder: aider.command(program, folder, files, argument), spec, context)
+        program = aider.installed(context)
+
+        def started(folder: str, champion: str) -> tuple[str, ...]:
+            return aider.command(program, folder, aider.editable_files(champion, objects, settings.rules), argument)
+
+        return place("aider", started, spec, context)
     words = _words(argument if kind == "command" else text, text)
-    return place("command", lambda folder: words, spec, context)
+    return place("command", lambda folder, champion: words, spec, context)
 
 
 def _words(line: str, text: str) -> tuple[str, ...]:

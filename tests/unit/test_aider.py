@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import pytest
 
+from arsandbox.policies.edits import EditRules
 from arsandbox.sandbox.config import ProjectConfig
 from arsandbox.sandbox.engines.fake import FakeEngine, Script
 from arsandbox.sandbox.engines.port import SandboxSpec
@@ -90,10 +91,20 @@ def test_aider_gets_one_message_and_may_neither_lint_nor_commit_nor_report(
     assert found.verdict is None and b"+LEARNING_RATE = 1e-2" in found.diff, found
     assert found.log is not None and "key [credential OPENAI_API_KEY]" in found.log.read_text()
     arguments, place, key = json.loads((tmp_path / "seen").read_text())
-    assert arguments[-1] == "train.py" and arguments[-5:-3] == ["--model", "openai/some-model"]
+    assert arguments[-1] == "./train.py" and arguments[-5:-3] == ["--model", "openai/some-model"]
     assert {"--yes-always", "--no-git", "--no-auto-lint", "--no-auto-test", "--no-analytics"} < set(arguments)
     assert "--no-check-update" in arguments and "--analytics-disable" not in arguments
     assert key == SECRET and not Path(place).exists()
+
+
+def test_every_editable_file_is_named_as_a_file(make_repo: Callable[..., Any]) -> None:
+    tree = {"src/b.py": "b = 1\n", "src/a.py": "a = 1\n", "-load.py": "c = 1\n", "other.py": "d = 1\n"}
+    repository = Repository.open(make_repo(tree).path)
+    rules = EditRules(editable=("src/", "-*.py"), protected=("src/b.py",))
+    files = aider.editable_files(repository.head(), repository.objects, rules)
+    assert aider.command(("aider",), "/brief", files, "")[-2:] == ("./-load.py", "./src/a.py")
+    many = Repository.open(make_repo({f"{n:02}.py": "a = 1\n" for n in range(60)}, name="many").path)
+    assert len(aider.editable_files(many.head(), many.objects, EditRules(editable=("*.py",), protected=()))) == 50
 
 
 @pytest.mark.parametrize(("failing", "expected"), [(0, ("aider",)), (1, ("python3", "-I", "-m", "aider"))])
