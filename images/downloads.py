@@ -88,7 +88,7 @@ def _receive(
     place = parts.hostname or url
     try:
         retrying(_get, url, partial, arrived, timeout_s)
-    except (_StoppedError, requests.RequestException) as error:
+    except (_StoppedError, requests.RequestException, HTTPError, ValueError) as error:  # the last two: of redirects
         raise MachineError(
             f"{partial.name.removesuffix('.partial')} cannot be downloaded from {place}: {error}",
             hint="run it again: what has arrived is kept",

@@ -20,6 +20,7 @@ from arsandbox.sandbox.errors import RefusedError, StateError, UsageError
 FILE_NAME = "arsandbox.lock"
 # Hundreds of images: whatever is larger was not written by `image lock`.
 LARGEST_BYTES = 16 * 1024**2
+_ANEW = f"remove {FILE_NAME}; arsandbox image lock then writes a new one"
 # As recipes and added images are called; names stand in commands that are suggested.
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9+.-]{0,99}$")]
 
@@ -77,15 +78,13 @@ class ImageLock(BaseModel):
 def parse(data: bytes, where: str) -> ImageLock:
     """The lock in `data`. Raises UsageError naming `where`."""
     if len(data) > LARGEST_BYTES:
-        raise UsageError(
-            f"{where}: larger than {LARGEST_BYTES >> 20} MiB", hint="arsandbox image lock writes a new one"
-        )
+        raise UsageError(f"{where}: larger than {LARGEST_BYTES >> 20} MiB", hint=_ANEW)
     try:
         return ImageLock.model_validate_json(data)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"]) or "file"
-        raise UsageError(f"{where}: {place}: {first['msg']}", hint="arsandbox image lock writes a new one") from error
+        raise UsageError(f"{where}: {place}: {first['msg']}", hint=_ANEW) from error
 
 
 def read(file: Path) -> ImageLock | None:

@@ -66,6 +66,7 @@ class Server:
     statuses: list[int] = field(default_factory=list)
     ranges: bool = True
     length: str = ""  # said instead of the true one
+    location: str = ""  # where to ask instead
     asked: list[str] = field(default_factory=list)
 
 
@@ -79,6 +80,12 @@ def server() -> Iterator[Server]:
             state.asked.append(asked)
             if state.statuses:
                 self.send_error(state.statuses.pop(0))
+                return
+            if state.location:
+                self.send_response(302)
+                self.send_header("Location", state.location)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
                 return
             begin = int(asked.removeprefix("bytes=").rstrip("-")) if asked and state.ranges else 0
             if begin >= len(state.data):
@@ -168,6 +175,16 @@ def test_a_length_that_is_none_is_not_believed(server: Server, tmp_path: Path, l
     server.length = length
     get(server, tmp_path / "x.whl")
     assert (tmp_path / "x.whl").read_bytes() == DATA
+
+
+@pytest.mark.parametrize(
+    "location", ["file:///etc/passwd", "ftp://a.example/x", "http://[::1", f"http://{'a' * 70}.example/", "//", "\0"]
+)
+def test_a_redirect_to_no_web_address_is_refused(server: Server, tmp_path: Path, location: str) -> None:
+    server.location = location
+    with pytest.raises(MachineError, match=r"x\.whl cannot be downloaded from 127"):
+        get(server, tmp_path / "x.whl")
+    assert not list(tmp_path.glob("x.whl*[!k]"))
 
 
 def test_a_pipe_or_a_device_is_no_wheel(tmp_path: Path) -> None:
