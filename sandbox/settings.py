@@ -99,9 +99,10 @@ class Settings:
 
     @property
     def rules(self) -> EditRules:
-        """Which edits are allowed; the config itself and what evaluates are always protected."""
+        """Which edits are allowed; the config itself, what evaluates and what it holds out are always protected."""
         ours = (config.FILE_NAME, lock.FILE_NAME)
-        protected = (*self.project.protected, *self.project.metric.evaluator, *self.policy.protected, *ours)
+        evaluating = (*self.project.metric.evaluator, *self.heldout)
+        protected = (*self.project.protected, *evaluating, *self.policy.protected, *ours)
         return EditRules(editable=self.project.editable, protected=protected, bounds=self.policy.editable)
 
     @property

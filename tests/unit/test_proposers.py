@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from arsandbox.policies.edits import EditRules
+from arsandbox.policies.edits import Edit, EditRules
 from arsandbox.policies.model import Policy
 from arsandbox.sandbox.config import ProjectConfig
 from arsandbox.sandbox.errors import RefusedError, UsageError
@@ -19,7 +19,7 @@ from arsandbox.sandbox.proposers.patches import Patches
 from arsandbox.sandbox.proposers.port import Brief
 from arsandbox.sandbox.proposers.sweep import Sweep, numbers
 from arsandbox.sandbox.repository import Repository
-from arsandbox.sandbox.settings import Options, resolve
+from arsandbox.sandbox.settings import Options, load_project, resolve
 
 
 @pytest.fixture
@@ -158,6 +158,35 @@ def test_a_brief_marks_what_untrusted_code_wrote_as_data(make_repo, make_record,
     assert (tmp_path / "brief" / "champion" / "train.py").read_text() == TRAIN
     assert json.loads((tmp_path / "brief" / "results.json").read_text())[0]["verdict"] == "crash"
     assert (tmp_path / "brief" / "results.tsv").read_text().startswith("commit\tval_bpb")
+
+
+HELD_OUT = """
+image = "cpu"
+budget = "5s"
+command = ["python", "train.py"]
+editable = ["**"]
+[metric]
+name = "loss"
+goal = "min"
+source = "evaluate"
+[evaluate]
+command = ["python", "evaluate.py"]
+artifacts = ["out/"]
+data = ["heldout/"]
+"""
+
+
+def test_committed_held_out_files_are_neither_told_nor_editable(make_repo, tmp_path: Path) -> None:
+    tree = {"train.py": TRAIN, "evaluate.py": "", "heldout/answers.txt": "42", "heldouts.py": ""}
+    tree["arsandbox.toml"] = HELD_OUT
+    repository = Repository.open(make_repo(tree).path)
+    settings = resolve(load_project(repository.objects, repository.head()), Options())
+    assert settings.rules.refusals([Edit("heldout/answers.txt", "100644", "100644")])
+    assert not settings.rules.refusals([Edit("heldouts.py", "100644", "100644")])
+    brief = make_brief(1, repository.head(), (), objects=repository.objects, experiments=tmp_path, seed=1)
+    write_folder(tmp_path / "brief", brief, repository.objects, settings)
+    told = {path.name for path in (tmp_path / "brief" / "champion").rglob("*")}
+    assert told == {"train.py", "evaluate.py", "heldouts.py"}
 
 
 def test_a_credential_is_read_by_name_and_kept_out_of_what_is_stored(
