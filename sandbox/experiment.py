@@ -240,7 +240,8 @@ class _Experiment:
         if not self._setup:
             self._set_up(self.bench())
         tree = self._plan.repository.objects.tree_of(champion)
-        found = self._ledger.measured(tree, self._setup)
+        # In this order: a branch moves while the promotion is noted, and its record is written before the note goes.
+        found = self._ledger.promoting(champion, self._setup) or self._ledger.measured(tree, self._setup)
         if found is not None:
             return found
         self._listener.note(f"no baseline is recorded for {champion[:12]} under this set-up: measuring it first")

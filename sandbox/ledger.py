@@ -190,6 +190,15 @@ class Ledger:
         row = next(self._rows("SELECT record, old_commit FROM intents WHERE id = ?", experiment), None)
         return Intent(self._record(row[0]), row[1]) if row else None
 
+    def promoting(self, commit: str, setup_sha256: str) -> Record | None:
+        """The winner that `commit` was made from, while its promotion is noted and not recorded yet."""
+        query = (
+            "SELECT record FROM intents WHERE json_extract(record, '$.promotion.commit') = ?"
+            " AND json_extract(record, '$.setup_sha256') = ?"
+        )
+        row = next(self._rows(query, commit, setup_sha256), None)
+        return self._record(row[0]) if row else None
+
     def knows(self, experiment: str) -> bool:
         """Whether `experiment` is recorded or announced."""
         query = "SELECT 1 FROM records WHERE id = ? UNION ALL SELECT 1 FROM open_experiments WHERE id = ?"

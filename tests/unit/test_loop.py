@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from arsandbox_fake_loop import FakeLoop, play, train
 
-from arsandbox.sandbox import experiment
+from arsandbox.sandbox import experiment, steps
 from arsandbox.sandbox.engines.fake import FakeEngine, Script
 from arsandbox.sandbox.engines.port import SandboxSpec
 from arsandbox.sandbox.errors import UsageError
@@ -180,6 +180,38 @@ def test_what_was_measured_against_an_old_champion_must_beat_the_new_one(fake_lo
     if last is ends["little"]:
         assert (last.verdict, last.metric.value) == (Verdict.DISCARD, 9.0) and last.baseline.experiment == first.id
     assert "ANSWER = 7.0" in made.made.git("show", "arsandbox/t:train.py")
+    made.check(over=True)
+
+
+def test_a_champion_whose_record_is_not_written_yet_is_not_measured_again(
+    fake_loop: MakeLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The branch has moved, the record follows: whoever looks between the two finds the promotion that is noted."""
+    made = fake_loop(config=FREE)
+    made.offer({"much": train(7.0), "little": train(8.0)})
+    together, judged = threading.Barrier(2, timeout=30), threading.Semaphore(0)
+    trained: list[int] = []
+    published: list[str] = []
+    real = steps.reached
+
+    def running(number: int) -> None:
+        trained.append(number)
+        if number in (2, 3):  # 1 is the baseline's
+            together.wait()
+
+    def reached(step: str) -> None:
+        if step == "judged":
+            judged.release()
+        if step == "published" and not published:
+            published.append(step)
+            for _ in range(3):  # both are judged, then the other one again
+                judged.acquire(timeout=10)
+        real(step)
+
+    made.running = running
+    monkeypatch.setattr(steps, "reached", reached)
+    made.rounds(parallel=2)
+    assert sorted(trained) == [1, 2, 3], "a champion was measured again"
     made.check(over=True)
 
 
