@@ -46,6 +46,8 @@ def run_directory(repository_state: Path) -> Iterator[RunDirectory]:
         removing = False
         raise
     finally:
-        if removing:
-            recovery.remove_run(scratch)
-        lock.close()
+        try:
+            if removing:
+                recovery.remove_run(scratch)
+        finally:
+            lock.close()  # also where something stays: whoever recovers must be able to take it

@@ -128,3 +128,18 @@ def test_what_an_engine_that_died_still_holds_is_swept_by_the_next_recovery(tmp_
     done = recovery.recover(made.repository.state, engine)
     assert f"sandbox {held.pop()}" in done
     assert engine.labelled("arsandbox.experiment") == set() and list(runs.iterdir()) == []
+
+
+def test_a_directory_that_cannot_be_removed_is_left_to_the_next_recovery_of_a_controller_that_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = state.make_private(tmp_path / "repository")
+
+    def busy(path: str) -> None:
+        raise OSError(16, "Device or resource busy", path)
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="busy"), run_directory(place) as run:
+        (run.scratch / "file").touch()
+        patched.setattr(recovery, "remove_tree", busy)
+    assert run.scratch.exists()
+    assert recovery.recover(place, FakeEngine()) == [f"directory {run.scratch}"]
