@@ -24,9 +24,8 @@ from arsandbox.sandbox.gpu.grant import Grant
 from arsandbox.sandbox.metrics import MetricReader, Metrics
 from arsandbox.sandbox.models import ImageRef, Reason, Stage, StageRecord, utc_now
 
-# What process 1 says at the end (engines/init.py), within so many bytes.
+# What process 1 says at the end (engines/init.py).
 _OUTLIVED = re.compile(rb"^arsandbox: processes that outlived the command: (\d{1,6})$", re.MULTILINE)
-_LAST_WORDS = 4096
 
 
 @dataclass(frozen=True)
@@ -76,13 +75,14 @@ class _Watcher:
         self._plan, self._listener, self._end = plan, listener, end
         self._log = plan.log.open("wb")
         self._digest = hashlib.sha256()
-        self._end_of_output = b""
+        self._outlived = 0
         self.reader = MetricReader()
         self.problem: OSError | None = None
 
     def output(self, chunk: bytes) -> None:
         self._digest.update(chunk)
-        self._end_of_output = (self._end_of_output + chunk)[-_LAST_WORDS:]
+        if b"processes that outlived the command" in chunk:  # an engine hands on whole lines
+            self._outlived = max(self._outlived, *map(int, _OUTLIVED.findall(chunk)), 0)
         self.reader.feed(chunk)
         try:
             self._log.write(chunk)
@@ -98,10 +98,13 @@ class _Watcher:
         self._listener.progress(self._plan.stage, elapsed_s, self._plan.limit_s, memory_bytes, latest)
 
     def outlived(self) -> int:
-        """How many processes the command left; a command that says so itself accuses nobody else."""
-        found = _OUTLIVED.findall(self._end_of_output)
+        """How many processes the command left, by whoever said most: one that says so itself accuses nobody else.
+
+        The word of process 1 is not always the last: a line that the command began on its other stream, and never
+        ended, is handed on behind it.
+        """
         forwarder = 1 if self._plan.egress is not None else 0
-        return max(0, int(found[-1]) - forwarder) if found else 0
+        return max(0, self._outlived - forwarder)
 
     def close(self) -> str:
         try:

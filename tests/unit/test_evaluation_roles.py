@@ -161,8 +161,17 @@ def test_what_names_held_out_data(line: bytes, found: bool) -> None:
     )
 
 
-def test_processes_that_outlive_training_are_told(make_repo: Callable[..., Any]) -> None:
-    last = b"\narsandbox: processes that outlived the command: 2\n"
+@pytest.mark.parametrize(
+    "behind",
+    [
+        b"",
+        # What the command began on its other stream and never ended: an engine hands it on at the end.
+        b"arsandbox: processes that outlived the command: 0",
+        b"y" * 60_000,
+    ],
+)
+def test_processes_that_outlive_training_are_told(behind: bytes, make_repo: Callable[..., Any]) -> None:
+    last = b"\narsandbox: processes that outlived the command: 2\n" + behind
 
     class Leaving(Roles):
         def __call__(self, spec: SandboxSpec) -> Script:
