@@ -19,7 +19,7 @@ from types import FrameType
 
 from arsandbox.sandbox import confirmation, experiment, recovery, state, steps
 from arsandbox.sandbox.engines.port import Engine
-from arsandbox.sandbox.errors import ArsandboxError, Interrupted, UsageError
+from arsandbox.sandbox.errors import Interrupted, UsageError
 from arsandbox.sandbox.events import Listener
 from arsandbox.sandbox.ledger import Ledger
 from arsandbox.sandbox.loop.bounds import Bounds, gpu_seconds, stop_file
@@ -171,7 +171,7 @@ class _Loop:
                 record = play(self._course, entry, self._listener)
                 steps.reached("played")
                 self._done.put(record)
-        except (ArsandboxError, OSError, KeyboardInterrupt) as error:
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the thread that reads the records raises it
             self._ending.soon.set()
             self._done.put(error)
         finally:

@@ -135,6 +135,21 @@ def test_a_bound_on_gpu_time_is_refused_where_no_gpu_is_asked_for(fake_loop: Mak
     assert len(made.rounds()) == 1
 
 
+def test_an_error_that_nobody_foresaw_ends_the_loop_loudly(fake_loop: MakeLoop) -> None:
+    """A listener of whoever calls the API may raise anything: the loop must not end as if all were done."""
+
+    class Broken(Silent):
+        def finished(self, record: Record) -> None:
+            if record.round is not None:
+                raise ValueError("the listener is broken")
+
+    made = fake_loop(config=FREE)
+    made.offer({"1": train(9.0), "2": train(extra=2.0)})
+    made.listener = Broken()
+    with pytest.raises(ValueError, match="the listener is broken"):
+        made.rounds()
+
+
 def test_the_same_code_gets_one_draw_against_each_champion_however_often_that_moved(fake_loop: MakeLoop) -> None:
     made = fake_loop(rule="confirm", noise=0.1)
     made.offer({"worse": train(extra=30.0)})
