@@ -18,6 +18,8 @@ from arsandbox.sandbox.errors import MachineError
 _PARENT = "arsandbox"
 _CONTROLLERS = ("memory", "pids", "cpu", "cpuset")
 _PERIOD_US = 100_000
+# A killed process is gone sooner, unless the kernel holds it.
+_ENDS_S = 5.0
 _ENDED = Path("cgroup.procs")
 
 
@@ -54,10 +56,14 @@ class BoxCgroup:
         for directory in self.directories.values():
             _write(directory / _ENDED, str(pid))
 
-    def remove(self) -> None:
-        """Remove the directories; what is still running in them is killed first. Safe to repeat."""
+    def remove(self) -> bool:
+        """Remove the directories; what is still running in them is killed first. Safe to repeat.
+
+        False where one stays: a process in it does not end.
+        """
+        gone = True
         for directory in self.directories.values():
-            end = time.monotonic() + 5
+            end = time.monotonic() + _ENDS_S
             while directory.exists():
                 _kill_members(directory)
                 try:
@@ -66,8 +72,10 @@ class BoxCgroup:
                     break
                 except OSError:
                     if time.monotonic() > end:
-                        break  # the next sweep finds it by its name
+                        gone = False
+                        break
                     time.sleep(0.005)
+        return gone
 
 
 def places() -> dict[str, Path]:

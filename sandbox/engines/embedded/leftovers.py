@@ -13,6 +13,7 @@ from pathlib import Path
 
 from arsandbox.sandbox import state
 from arsandbox.sandbox.engines.embedded.cgroups import BoxCgroup, places
+from arsandbox.sandbox.errors import NotRemovedError
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,9 @@ class Leftover:
         return cls(name, labels)
 
     def remove(self) -> None:
-        """Remove what is left of it, then the file. Idempotent."""
-        BoxCgroup({controller: parent / self.name for controller, parent in places().items()}).remove()
+        """Remove what is left of it, then the file. Idempotent. Raises NotRemovedError where something stays."""
+        if not BoxCgroup({controller: parent / self.name for controller, parent in places().items()}).remove():
+            raise still_there(self.name)
         self.forget()
 
     def forget(self) -> None:
@@ -49,6 +51,14 @@ def announced() -> Iterator[Leftover]:
             yield Leftover(path.name, json.loads(path.read_text()))
         except FileNotFoundError:
             continue  # just forgotten
+        except ValueError:
+            # Its name was written and its content was not: the machine lost power, and no cgroup outlived that.
+            path.unlink(missing_ok=True)
+
+
+def still_there(name: str) -> NotRemovedError:
+    """The error for a cgroup `name` that cannot be removed."""
+    return NotRemovedError(f"a process of the sandbox {name} does not end", hint="arsandbox gc, or restart the machine")
 
 
 def _directory() -> Path:

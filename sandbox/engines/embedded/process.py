@@ -84,15 +84,20 @@ class Box:
             "parent": os.getpid(),
         }
         started = descriptors.data(marshal.dumps(request))
-        self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", inspect.getsource(launcher), str(started)],
-            stdin=subprocess.DEVNULL,
-            stdout=child_output,
-            stderr=child_errors,
-            pass_fds=[number for number in descriptors.numbers if number not in (child_output, child_errors)],
-            env={},
-            cwd="/",
-        )
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", inspect.getsource(launcher), str(started)],
+                stdin=subprocess.DEVNULL,
+                stdout=child_output,
+                stderr=child_errors,
+                pass_fds=[number for number in descriptors.numbers if number not in (child_output, child_errors)],
+                env={},
+                cwd="/",
+            )
+        except OSError:
+            for descriptor in (self._info, self._gate, gate, *self.output):
+                os.close(descriptor)
+            raise
         descriptors.close()
         self._child_gate = gate
         self._monitor = os.pidfd_open(self._process.pid)

@@ -15,7 +15,7 @@ from arsandbox.sandbox.engines.cgroup import Cgroup, Readings
 from arsandbox.sandbox.engines.embedded import arguments, program
 from arsandbox.sandbox.engines.embedded.cgroups import BoxCgroup
 from arsandbox.sandbox.engines.embedded.environment import PythonEnvironment, current
-from arsandbox.sandbox.engines.embedded.leftovers import Leftover
+from arsandbox.sandbox.engines.embedded.leftovers import Leftover, still_there
 from arsandbox.sandbox.engines.embedded.output import PipeReader
 from arsandbox.sandbox.engines.embedded.polling import NamespacePoll
 from arsandbox.sandbox.engines.embedded.process import Box, Descriptors
@@ -94,6 +94,8 @@ class EmbeddedSandbox:
             ended = time.monotonic()
             code = box.reap()
         reader.join(timeout=10)
+        if reader.error is not None:
+            raise MachineError(f"cannot read the sandbox's output: {reader.error}", hint="arsandbox doctor")
         if not box.reached_command:
             raise MachineError(f"bwrap could not make the sandbox: {_last_line(reader.last)}", hint="arsandbox doctor")
         if cause is None and reader.over:
@@ -168,7 +170,7 @@ class EmbeddedSandbox:
         """Put process 1 under its limits while it waits; None when bwrap failed before it existed."""
         if not box.wait_for_first():
             return None
-        meter: Cgroup | NamespacePoll
+        meter: Cgroup | NamespacePoll | None = None
         try:
             if self._cgroup is not None:
                 self._cgroup.add(box.pid)
@@ -183,8 +185,10 @@ class EmbeddedSandbox:
                 meter = NamespacePoll(box.pid)
             self._workspace.fill(box.pid)
         except (ProcessLookupError, FileNotFoundError):
+            self._last_readings(meter)
             return None  # bwrap failed while it was setting up: run() says what it said
         except OSError as error:
+            self._last_readings(meter)
             raise MachineError(f"cannot set the sandbox up: {error}", hint="arsandbox doctor") from error
         return meter
 
@@ -265,17 +269,22 @@ class EmbeddedSandbox:
         )
 
     def _remove(self) -> None:
-        """Remove processes, workspace, cgroup and uid, in that order; every step is safe to repeat."""
+        """Remove processes, cgroup, workspace and uid, in that order; every step is safe to repeat.
+
+        Raises NotRemovedError where the cgroup stays: it stays announced, so that the next sweep finds it.
+        """
         try:
             if self._box is not None:
                 self._box.close()
-            if self._cgroup is not None:
-                self._cgroup.remove()
-        finally:
-            self._workspace.remove()
             if self._leftover is not None:
+                if self._cgroup is not None and not self._cgroup.remove():
+                    raise still_there(self._leftover.name)
                 self._leftover.forget()
-            self._uid.release()
+        finally:
+            try:
+                self._workspace.remove()
+            finally:
+                self._uid.release()
 
 
 def launcher_stage() -> str:
