@@ -49,7 +49,8 @@ class CommandProposer:
                     context.engine, plan, experiment=place.id, scratch=place.scratch, labels=labels,
                     listener=context.listener,
                 ) as run:  # fmt: skip
-                    found = self._read(run, brief, place).model_copy(update={"stage": run.record})
+                    stage = self._credentials.out_of(run.record)
+                    found = self._read(run, brief, place).model_copy(update={"stage": stage})
             finally:
                 self._credentials.keep_log(plan.log, place.keep / LOG_NAME)
             description = described(self._name, place.keep / LOG_NAME)

@@ -10,6 +10,7 @@ from pathlib import Path
 from arsandbox.policies.model import RESERVED, Policy
 from arsandbox.policies.rules import Names
 from arsandbox.sandbox.errors import RefusedError, UsageError
+from arsandbox.sandbox.models import StageRecord
 
 _LEAST = 8
 _REDACTED = "[credential {name}]"
@@ -54,6 +55,18 @@ class Credentials:
         for name, value in self._values.items():
             content = content.replace(os.fsencode(value), _REDACTED.format(name=name).encode())
         return content
+
+    def out_of(self, record: StageRecord) -> StageRecord:
+        """`record` without a value in the host of a request; a host is in lower case."""
+        if record.egress is None:
+            return record
+        requests = []
+        for request in record.egress.requests:
+            host = request.host
+            for name, value in self._values.items():
+                host = host.replace(value.lower(), _REDACTED.format(name=name))
+            requests.append(request.model_copy(update={"host": host}))
+        return record.model_copy(update={"egress": record.egress.model_copy(update={"requests": tuple(requests)})})
 
     def keep_log(self, log: Path, target: Path) -> None:
         """Copy the bounded `log` to `target`, redacted. Raises OSError."""

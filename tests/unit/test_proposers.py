@@ -11,7 +11,17 @@ from arsandbox.policies.edits import Edit, EditRules
 from arsandbox.policies.model import Policy
 from arsandbox.sandbox.config import ProjectConfig
 from arsandbox.sandbox.errors import RefusedError, UsageError
-from arsandbox.sandbox.models import Verdict
+from arsandbox.sandbox.models import (
+    EgressDecision,
+    EgressReport,
+    EgressRequest,
+    Reason,
+    Stage,
+    StageRecord,
+    Termination,
+    Usage,
+    Verdict,
+)
 from arsandbox.sandbox.proposers.brief import make_brief, write_folder
 from arsandbox.sandbox.proposers.command import guarded
 from arsandbox.sandbox.proposers.credentials import Credentials
@@ -187,6 +197,22 @@ def test_committed_held_out_files_are_neither_told_nor_editable(make_repo, tmp_p
     write_folder(tmp_path / "brief", brief, repository.objects, settings)
     told = {path.name for path in (tmp_path / "brief" / "champion").rglob("*")}
     assert told == {"train.py", "evaluate.py", "heldouts.py"}
+
+
+def test_a_credential_in_the_host_of_a_request_is_not_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refused request is recorded with its host, which the proposer chooses; hosts are in lower case."""
+    monkeypatch.setenv("MODEL_KEY", "sk-Very-Secret")
+    held = Credentials.from_environment(("MODEL_KEY",), Policy())
+    asked = EgressRequest(host="sk-very-secret.index.example", port=443, decision=EgressDecision.NOT_NAMED)
+    ended = Termination(reason=Reason.COMPLETED, exit_code=0, signal=None, detail="exited with 0")
+    record = StageRecord(
+        stage=Stage.PROPOSE, termination=ended, usage=Usage(), started_at="", wall_s=1.0, log_sha256="",
+        log_truncated=False, egress=EgressReport(requests=(asked,), omitted=2),
+    )  # fmt: skip
+    kept = held.out_of(record)
+    assert kept.egress is not None and kept.egress.omitted == 2
+    assert [row.host for row in kept.egress.requests] == ["[credential MODEL_KEY].index.example"]
+    assert "secret" not in kept.model_dump_json()
 
 
 def test_a_credential_is_read_by_name_and_kept_out_of_what_is_stored(
