@@ -72,7 +72,10 @@ def test_nothing_is_left_after_the_deadline(box: Any, members: list[cgroup.Cgrou
 
 def test_a_daemon_does_not_outlive_a_command_that_ends(box: Any, members: list[cgroup.Cgroup]) -> None:
     program = PROGRAMS["double fork and setsid"].replace(
-        "if os.fork() == 0:", "if os.fork():\n    os._exit(0)\nelse:", 1
+        # It lives long enough for its cgroup to be seen.
+        "if os.fork() == 0:",
+        "if os.fork():\n    import time\n    time.sleep(1)\n    os._exit(0)\nelse:",
+        1,
     )
     ended = box(program, deadline_s=60.0)
     assert ended.reason is Reason.COMPLETED and ended.outcome.wall_s < 50, ended.outcome

@@ -211,7 +211,7 @@ def test_an_image_of_ones_own_runs_by_its_digest(home: Path, project: Any, regis
 
         # Somebody lets the name stand for something else.
         catalogue = task.home / "images.json"
-        catalogue.write_text(catalogue.read_text().replace(digest, "sha256:" + "0" * 64))
+        catalogue.write_text(catalogue.read_text().replace(digest, "sha256:" + "1" * 64))
         refused = task.run("--image", "mine")
         assert refused.code == 3 and f"arsandbox.lock at {task.git('rev-parse', 'HEAD')[:12]} says" in refused.err
         assert "fix: build or add the locked one, or accept this one: arsandbox image lock mine" in refused.err

@@ -211,3 +211,10 @@ def _without_code(text: str) -> str:
 def _anchor(heading: str) -> str:
     """The anchor that GitHub makes of a heading."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def test_every_lock_file_reaches_dockerfile_train() -> None:
+    """The classic builder looks into no folder for a pattern, so that each is named."""
+    named = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    locks = {str(path.relative_to(ROOT)) for path in ROOT.glob("images/*/requirements.lock")}
+    assert locks and named == {*locks, "wheelhouse"}

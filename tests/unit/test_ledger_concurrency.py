@@ -20,16 +20,18 @@ RECORDS_EACH = 1000
 KILLS = 25
 SECONDS = 30.0
 
-# Appends until its input ends or its count is reached; says each id after append has returned.
+# Appends its count, and goes on until there is a file `enough`; says each id after append has returned.
 WRITER = """
-import os, sys
+import itertools, os, sys
 from pathlib import Path
 from arsandbox.sandbox.ledger import Ledger
 from arsandbox.sandbox.models import Record
 directory, name, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 template = Record.model_validate_json(Path(sys.argv[4]).read_text())
 with Ledger.open(directory) as ledger:
-    for number in range(count):
+    for number in itertools.count():
+        if number >= count and (directory / "enough").exists():
+            break
         draft = template.model_copy(update={"id": f"{name}-{number:06d}"})
         if number % 4 == 0:
             ledger.begin(draft)
@@ -64,6 +66,7 @@ def test_what_was_acknowledged_is_never_lost(tmp_path: Path, make_record: Callab
         while kills < KILLS or any(process.poll() is None for process in steady):
             assert time.monotonic() - began < SECONDS * 2, "the writers do not get on"
             if kills >= KILLS:
+                (tmp_path / "enough").touch()
                 time.sleep(0.05)
                 continue
             name = f"victim{kills:03d}"
@@ -97,9 +100,10 @@ def test_what_was_acknowledged_is_never_lost(tmp_path: Path, make_record: Callab
     assert not set(opened) & set(stored)
     for name in ("first", "second"):
         ours = [identity for identity in stored if identity.startswith(name)]
-        assert ours == [f"{name}-{number:06d}" for number in range(RECORDS_EACH)]
+        assert len(ours) >= RECORDS_EACH
+        assert ours == [f"{name}-{number:06d}" for number in range(len(ours))]
     assert sum(identity.startswith("victim") for identity in told) >= KILLS
-    assert killed_while_writing >= 3, "the writers were done before anyone was killed beside them"
+    assert killed_while_writing == KILLS
     order = [identity.partition("-")[0] for identity in stored]
     assert order != sorted(order), "they did not write at the same time"
     assert time.monotonic() - began < 60
