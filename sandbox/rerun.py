@@ -300,6 +300,10 @@ class _Rerun:
                 "schema_version": Record.model_fields["schema_version"].default,
                 "id": self._place.id,
                 "description": f"rerun of {self._record.id}",
+                # It is no round of a loop, no confirming run and no confirmation: none of them counts it.
+                "round": None,
+                "part": None,
+                "confirms": None,
                 "engine": self._engine.info(),
                 "metric": self._record.metric.model_copy(update={"value": None}),
                 "metrics": {},

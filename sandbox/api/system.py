@@ -164,7 +164,8 @@ class SystemExperiment:
         with Ledger.open(plan.repository.state) as ledger:
             past = [record for record in ledger.latest() if record.branch == plan.branch]
         self._round += 1
-        ended = next((r for r in past if r.part is None and r.verdict is not Verdict.INTERRUPTED), None)
+        own = (record for record in past if record.part is None and record.rerun is None)
+        ended = next((record for record in own if record.verdict is not Verdict.INTERRUPTED), None)
         if ended is not None and ended.verdict is Verdict.PENDING:
             return self._confirmed(wanted, plan, ended, began)
         if self._proposer is None:

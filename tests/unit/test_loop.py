@@ -18,8 +18,10 @@ from arsandbox.sandbox.engines.fake import FakeEngine, Script
 from arsandbox.sandbox.engines.port import SandboxSpec
 from arsandbox.sandbox.errors import UsageError
 from arsandbox.sandbox.events import Silent
+from arsandbox.sandbox.ledger import Ledger
 from arsandbox.sandbox.loop.bounds import Bounds, gpu_seconds
 from arsandbox.sandbox.models import Promotion, Record, Stage, Timing, Usage, Verdict
+from arsandbox.sandbox.rerun import rerun
 from arsandbox.sandbox.settings import Options
 
 MakeLoop = Callable[..., FakeLoop]
@@ -148,6 +150,23 @@ def test_an_error_that_nobody_foresaw_ends_the_loop_loudly(fake_loop: MakeLoop) 
     made.listener = Broken()
     with pytest.raises(ValueError, match="the listener is broken"):
         made.rounds()
+
+
+def test_a_rerun_counts_as_nothing_of_what_it_repeats(fake_loop: MakeLoop) -> None:
+    """Checked again by hand, a confirmed round, a confirming run and a confirmation stay what they were."""
+    made = fake_loop(rule="confirm", noise=0.1)
+    made.offer({"1": train(7.0)})
+    [winner] = made.rounds()
+    assert winner.confirms is not None and winner.round is not None
+    with Ledger.open(made.repository.state) as ledger:
+        before = (ledger.of_loop(winner.round.loop), ledger.parts(winner.confirms), ledger.tested(winner.branch))
+    part = next(record for record in before[1] if record.part is not None and record.part.side == "candidate")
+    for record in (winner, part):
+        again = rerun(made.repository, record, made.engine(), Silent(), mode="statistical")
+        assert again.rerun is not None and again.rerun.of == record.id
+    with Ledger.open(made.repository.state) as ledger:
+        after = (ledger.of_loop(winner.round.loop), ledger.parts(winner.confirms), ledger.tested(winner.branch))
+    assert after == before
 
 
 def test_the_same_code_gets_one_draw_against_each_champion_however_often_that_moved(fake_loop: MakeLoop) -> None:
