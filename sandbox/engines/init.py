@@ -2,8 +2,9 @@
 
 It needs nobody outside: when the controller is dead, the sandbox still ends on time, since the kernel
 kills every process of a PID namespace with its process 1. From inside it cannot be killed or stopped
-(pid_namespaces(7)), nor traced, for it is not dumpable (prctl(2), PR_SET_DUMPABLE). It runs with the
-command's own unprivileged user, as `python3 -I -S -c SOURCE SECONDS COMMAND…`; standard library only.
+(pid_namespaces(7); SIGALRM ends the sandbox early, as 124), nor traced, for it is not dumpable (prctl(2),
+PR_SET_DUMPABLE). It runs with the command's own unprivileged user, as
+`python3 -I -S -c SOURCE SECONDS COMMAND…`; standard library only.
 """
 
 # The built-in behind `signal`, which makes enumerations of its numbers: that would be a third of what starting takes.

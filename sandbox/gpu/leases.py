@@ -66,7 +66,7 @@ class Lease:
                 obstacles.append(f"{device.uuid}: {obstacle}")
                 if request.uuids:
                     break
-        except BaseException:
+        except BaseException:  # Ctrl-C too: what is held so far is given back, then the exception goes on
             _close(locks)
             raise
         if len(chosen) == request.number:
