@@ -139,7 +139,9 @@ ATTACKS: dict[str, tuple[str, Verdict | None, str]] = {
     "fails": ("raise SystemExit('no model answers')", Verdict.CRASH, "no model answers"),
     "forks without end": ("import os, time\nwhile True:\n if os.fork() == 0: time.sleep(600)", Verdict.PIDS, ""),
     "forks and waits": (
-        "import os, time\nwhile True:\n try: os.fork()\n except OSError: time.sleep(0.01)", Verdict.TIMEOUT, "",
+        # Each becomes a small program: as many interpreters would end at the memory limit.
+        "import os, time\nwhile True:\n try:\n  if os.fork() == 0: os.execv('/bin/sleep', ['sleep', '600'])\n"
+        " except OSError: time.sleep(0.01)", Verdict.TIMEOUT, "",
     ),
     "fills the disk": (
         "f = open('big', 'wb')\nwhile True: f.write(b'x' * 1000000)", Verdict.DISK, "",

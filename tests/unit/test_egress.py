@@ -153,7 +153,10 @@ def connect(proxy: Proxy) -> socket.socket:
 def ask(proxy: Proxy, data: bytes) -> bytes:
     """All that comes back for `data`."""
     with connect(proxy) as connection:
-        connection.sendall(data)
+        try:
+            connection.sendall(data)
+        except BrokenPipeError:
+            pass  # refused before it was read; the answer is there
         return everything(connection)
 
 
