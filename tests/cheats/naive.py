@@ -93,7 +93,7 @@ class NaiveRunner:
     def _exec(self, command: list[str]) -> tuple[int, bytes]:
         done = self._container.exec_run(command, user=USER)
         if done.exit_code == 0 and not done.output:
-            # Once in a thousand times the engine loses what a short command printed: a person would run it again.
+            # Seen once, cause unknown: nothing of a command that always prints. A person would run it again.
             done = self._container.exec_run(command, user=USER)
         return done.exit_code, done.output or b""
 
