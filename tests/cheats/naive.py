@@ -1,9 +1,9 @@
 """A runner as most are: one container for the whole session, one working copy, and the number is believed.
 
-It does what loops around training code commonly do: run the command, search the output for the number (or
-read the metrics file), copy the results to a store of its own, and take the edit back if the number is not
-better. It is here to show that each cheat of the corpus is real. The container is there to protect the
-machine that runs these tests, not the number: it has no network and bounded memory.
+It does what loops around training code commonly do: run the command with its output in a log file, search that for
+the number (or read the metrics file), copy the results to a store of its own, and take the edit back if the number is
+not better. It is here to show that each cheat of the corpus is real. The container is there to protect the machine
+that runs these tests, not the number: it has no network and bounded memory.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 USER = "61000:61000"
+LOG = "/run.log"
 PAUSE_SECONDS = 0.1
 
 
@@ -46,11 +47,17 @@ class NaiveRunner:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(content)
         self.open_up()
+        self._log = place / "run.log"
+        self._log.touch()
+        self._log.chmod(0o666)  # the container's user truncates it at each run
         self._best: float | None = None
         self._runs = 0
         self._container = client.containers.run(
             image, ["sleep", "600"], detach=True, user=USER, working_dir="/work", network_disabled=True,
-            volumes={str(self.work): {"bind": "/work", "mode": "rw"}}, tmpfs={"/tmp": ""},
+            volumes={
+                str(self.work): {"bind": "/work", "mode": "rw"}, str(self._log): {"bind": LOG, "mode": "rw"},
+            },
+            tmpfs={"/tmp": ""},
             mem_limit="1g", pids_limit=512, init=True,
             environment={
                 "HOME": "/tmp", "PYTHONPATH": "/work", "ARSANDBOX_SEED": "7", "ARSANDBOX_BUDGET_SECONDS": "0.3",
@@ -91,11 +98,10 @@ class NaiveRunner:
         return Seen(value, kept, output, self._copy(), self._processes())
 
     def _exec(self, command: list[str]) -> tuple[int, bytes]:
-        done = self._container.exec_run(command, user=USER)
-        if done.exit_code == 0 and not done.output:
-            # Seen once, cause unknown: nothing of a command that always prints. A person would run it again.
-            done = self._container.exec_run(command, user=USER)
-        return done.exit_code, done.output or b""
+        # As `train.py > run.log 2>&1` by hand. The engine's own stream of an exec would not do: it joins standard
+        # output and error as they come, in the middle of a line too, and may end before the last of them.
+        done = self._container.exec_run(["sh", "-c", f'exec "$@" > {LOG} 2>&1', "sh", *command], user=USER)
+        return done.exit_code, self._log.read_bytes() or done.output or b""
 
     def _worse_or_equal(self, value: float) -> bool:
         """As it is usually written: `if value >= best: revert`, which NaN passes."""
