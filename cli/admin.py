@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from arsandbox.cli.boundary import last_words
-from arsandbox.cli.options import EngineName, Json, open_engine
+from arsandbox.cli.options import Json, MachineEngine, open_engine
 
 if TYPE_CHECKING:
     from arsandbox.sandbox.doctor.rows import Row
 
 
 def doctor(
-    engine: EngineName = "docker",
+    engine: MachineEngine = "docker",
     probe: Annotated[
         bool, typer.Option("--probe", help="Attack a real sandbox from inside, by the containment checklist.")
     ] = False,
@@ -76,7 +76,7 @@ def _probe(name: str, *, as_json: bool) -> int:
     return 4 if any(row.status == "fail" for row in rows) else 0
 
 
-def gc(engine: EngineName = "docker", json: Json = False) -> None:
+def gc(engine: MachineEngine = "docker", json: Json = False) -> None:
     """Find and remove what dead controllers left: containers, volumes, mounts, directories."""
     from arsandbox.sandbox.recovery import collect_garbage
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from arsandbox.cli.boundary import application, last_words
-from arsandbox.cli.options import EngineName, Json, Repo, open_engine
+from arsandbox.cli.options import Json, MachineEngine, Repo, open_engine
 
 if TYPE_CHECKING:
     from arsandbox.images.build import BuiltImage
@@ -48,7 +48,7 @@ def build(
         typer.Option("--from", metavar="REF", help="Install the wheels on this image instead, REPOSITORY@sha256:HEX."),
     ] = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Make every layer anew.")] = False,
-    engine: EngineName = "docker",
+    engine: MachineEngine = "docker",
     json: Json = False,
 ) -> None:
     """Build a base image from packages, load it into the engine and pin its digest."""
@@ -69,7 +69,7 @@ def build(
 def add(
     name: Annotated[str, typer.Argument(help="What the image is to be called here.")],
     reference: Annotated[str, typer.Argument(metavar="REF", help="REPOSITORY@sha256:HEX, never a tag.")],
-    engine: EngineName = "docker",
+    engine: MachineEngine = "docker",
     json: Json = False,
 ) -> None:
     """Pull an image of your own by its digest, check that a run could use it, and pin it."""
@@ -80,7 +80,7 @@ def add(
 
 
 @app.command("lock")
-def lock(names: Names = None, repo: Repo = Path("."), engine: EngineName = "docker") -> None:
+def lock(names: Names = None, repo: Repo = Path("."), engine: MachineEngine = "docker") -> None:
     """Write what the project's images stand for here into its arsandbox.lock, for you to commit."""
     from arsandbox.sandbox.image_lock import lock_images
 
@@ -91,7 +91,7 @@ def lock(names: Names = None, repo: Repo = Path("."), engine: EngineName = "dock
 
 
 @app.command("verify")
-def verify(names: Names = None, repo: Repo = Path("."), engine: EngineName = "docker", json: Json = False) -> None:
+def verify(names: Names = None, repo: Repo = Path("."), engine: MachineEngine = "docker", json: Json = False) -> None:
     """Compare the images here with arsandbox.lock, and hash every layer that the engine holds."""
     import json as encoder
 

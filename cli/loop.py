@@ -8,7 +8,19 @@ from typing import Annotated
 
 import typer
 
-from arsandbox.cli.options import EngineName, Json, Repo, RuntimeName, image_finder, open_engine
+from arsandbox.cli.options import (
+    Credentials,
+    EngineName,
+    Json,
+    Network,
+    ProposeTimeout,
+    Repo,
+    RuntimeName,
+    Trusted,
+    chosen_engine,
+    image_finder,
+    open_engine,
+)
 
 
 def loop(
@@ -18,13 +30,9 @@ def loop(
     duration: Annotated[str | None, typer.Option("--for", help="Begin no round after this time: 8h, 30m.")] = None,
     parallel: Annotated[int, typer.Option(min=1, max=64, help="How many may train at a time.")] = 1,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the last loop.")] = False,
-    trusted_proposer: Annotated[
-        bool, typer.Option("--trusted-proposer", help="Run the proposer on this machine, not in a sandbox.")
-    ] = False,
-    credential: Annotated[
-        list[str] | None, typer.Option(help="A variable of your environment that the proposer gets.")
-    ] = None,
-    propose_timeout: Annotated[str | None, typer.Option(help="What one proposal may take (default: 10m).")] = None,
+    trusted_proposer: Trusted = False,
+    credential: Credentials = None,
+    propose_timeout: ProposeTimeout = None,
     failures: Annotated[int | None, typer.Option(min=1, help="Stop after so many failed rounds in a row.")] = 10,
     plateau: Annotated[int | None, typer.Option(min=1, help="Stop after so many rounds without a promotion.")] = None,
     gpu_time: Annotated[str | None, typer.Option(help="Stop when training has used this much GPU time.")] = None,
@@ -37,12 +45,13 @@ def loop(
     gpus: Annotated[
         str | None, typer.Option(help="Of each run: none, how many, or UUIDs; else what config or image says.")
     ] = None,
+    network: Network = None,
     policy: Annotated[str | None, typer.Option(help="A preset's name or a policy file.")] = None,
     no_promote: Annotated[bool, typer.Option("--no-promote", help="Measure and decide only.")] = False,
     accept_self_reported: Annotated[
         bool, typer.Option("--accept-self-reported", help="Promote on a number that the run itself printed.")
     ] = False,
-    engine: EngineName = "docker",
+    engine: EngineName = None,
     runtime: RuntimeName = None,
     json: Json = False,
 ) -> None:
@@ -56,7 +65,7 @@ def loop(
     from arsandbox.sandbox.loop.bounds import Bounds
     from arsandbox.sandbox.loop.running import Order
     from arsandbox.sandbox.loop.running import loop as rounds
-    from arsandbox.sandbox.settings import Options, duration_option
+    from arsandbox.sandbox.settings import Options, duration_option, network_option
 
     options = Options(
         image=image,
@@ -67,6 +76,7 @@ def loop(
         accept_self_reported=accept_self_reported,
         policy=policy,
         gpus=gpus,
+        network=network_option(network),
         metric=metric,
         fallback=fallback(metric, None, duration_option(budget, "--budget") or 300.0) if metric else None,
     )
@@ -81,8 +91,9 @@ def loop(
         target or repo, propose, options, bounds, parallel=parallel, resume=resume, trusted=trusted_proposer,
         credentials=tuple(credential or ()), propose_limit_s=duration_option(propose_timeout, "--propose-timeout"),
     )  # fmt: skip
+    name = chosen_engine(engine, order.path)
     # Several rounds at a time share the terminal: lines, no bars.
-    for record in rounds(order, open_engine(engine, runtime), image_finder(engine), ProgressListener(quiet=True)):
+    for record in rounds(order, open_engine(name, runtime), image_finder(name), ProgressListener(quiet=True)):
         if json:
             sys.stdout.write(record.model_dump_json() + "\n")
             sys.stdout.flush()

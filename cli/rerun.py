@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from arsandbox.cli.boundary import last_words
-from arsandbox.cli.options import EngineName, Experiment, Json, Repo, open_engine
+from arsandbox.cli.options import Experiment, Json, RecordedEngine, Repo, RuntimeName, open_recorded
 
 if TYPE_CHECKING:
     from arsandbox.sandbox.ledger import Ledger
@@ -27,7 +27,8 @@ def rerun(
     statistical: Annotated[bool, typer.Option("--statistical", help="Fresh seeds and an interval.")] = False,
     all_promoted: Annotated[bool, typer.Option("--all-promoted", help="Every promotion of --branch.")] = False,
     branch: Annotated[str | None, typer.Option(help="With --all-promoted: the promotion branch.")] = None,
-    engine: EngineName = "docker",
+    engine: RecordedEngine = None,
+    runtime: RuntimeName = None,
     json: Json = False,
 ) -> int:
     """Rebuild an experiment from its record alone, run it again and compare.
@@ -49,11 +50,11 @@ def rerun(
     repository = Repository.open(repo)
     with Opened.open(repository.state) as ledger:
         records = _promoted(ledger, branch) if experiment is None else [ledger.get(experiment)]
-    opened = open_engine(engine)
-    recover(repository.state, opened)
     listener = ProgressListener(quiet=json)
     agreed = True
     for record in records:
+        opened = open_recorded(record, engine, runtime)
+        recover(repository.state, opened)
         result = reproduce(repository, record, opened, listener, mode=mode, times=times)
         agreed &= result.verdict.exit_code == 0
         if json:
@@ -67,7 +68,8 @@ def rerun(
 def audit(
     experiment: Experiment,
     repo: Repo = Path(),
-    engine: EngineName = "docker",
+    engine: RecordedEngine = None,
+    runtime: RuntimeName = None,
     json: Json = False,
 ) -> int:
     """Evaluate a recorded baseline or winner again, blind, from its stored artifact (trust L4).
@@ -84,7 +86,7 @@ def audit(
     repository = Repository.open(repo)
     with Opened.open(repository.state) as ledger:
         record = ledger.get(experiment)
-    opened = open_engine(engine)
+    opened = open_recorded(record, engine, runtime)
     recover(repository.state, opened)
     result = reproduce(repository, record, opened, ProgressListener(quiet=json), mode="audit")
     if json:

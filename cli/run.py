@@ -9,7 +9,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from arsandbox.cli.boundary import last_words
-from arsandbox.cli.options import EngineName, Experiment, Json, PolicyName, Repo, RuntimeName, image_finder, open_engine
+from arsandbox.cli.options import (
+    Credentials,
+    EngineName,
+    Experiment,
+    Json,
+    Network,
+    PolicyName,
+    ProposeTimeout,
+    RecordedEngine,
+    Repo,
+    RuntimeName,
+    Trusted,
+    chosen_engine,
+    image_finder,
+    open_engine,
+    open_recorded,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +48,12 @@ def run(
     grace: Annotated[str | None, typer.Option(help="Time on top for start-up and closing work.")] = None,
     patch: Annotated[Path | None, typer.Option(help="The candidate is this git diff, not the working tree.")] = None,
     commit: Annotated[str | None, typer.Option(help="The candidate is this commit.")] = None,
+    propose: Annotated[
+        str | None, typer.Option(help="The candidate is what this proposes: sweep, aider, patches:DIR, or a command.")
+    ] = None,
+    trusted_proposer: Trusted = False,
+    credential: Credentials = None,
+    propose_timeout: ProposeTimeout = None,
     base: Annotated[str, typer.Option(help="The commit that the candidate is compared with.")] = "HEAD",
     editable: Annotated[list[str] | None, typer.Option(help="A path the candidate may change.")] = None,
     cpus: Annotated[float | None, typer.Option(help="Cores, like 0.5 or 4.")] = None,
@@ -41,6 +63,7 @@ def run(
     gpus: Annotated[
         str | None, typer.Option(help="none, how many, or UUIDs; without it what the config or the image says.")
     ] = None,
+    network: Network = None,
     policy: PolicyName = None,
     metric: Annotated[str | None, typer.Option(help="The metric's name.")] = None,
     goal: Annotated[str | None, typer.Option(help="min or max.")] = None,
@@ -56,7 +79,7 @@ def run(
         bool, typer.Option("--audit", help="Ask the model again in a second, fresh sandbox (L4).")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and stop.")] = False,
-    engine: EngineName = "docker",
+    engine: EngineName = None,
     runtime: RuntimeName = None,
     json: Json = False,
 ) -> int:
@@ -68,12 +91,20 @@ def run(
     from arsandbox.cli.render import ProgressListener
     from arsandbox.sandbox import confirmation, experiment
     from arsandbox.sandbox.errors import RefusedError, UsageError
+    from arsandbox.sandbox.loop import once
     from arsandbox.sandbox.models import Verdict
-    from arsandbox.sandbox.settings import Options, duration_option
+    from arsandbox.sandbox.settings import Options, duration_option, network_option
     from arsandbox.sandbox.state import printable
 
-    if patch is not None and commit is not None:
-        raise UsageError("--patch and --commit exclude each other", hint="give one of them")
+    sources = {"--patch": patch, "--commit": commit, "--propose": propose}
+    if len(given := [name for name, value in sources.items() if value is not None]) > 1:
+        raise UsageError(f"{' and '.join(given)} exclude each other", hint="give one of them")
+    if propose is not None and description:
+        raise UsageError("--description and --propose exclude each other", hint="the proposer describes its edit")
+    if propose is None and (trusted_proposer or credential or propose_timeout):
+        raise UsageError(
+            "--trusted-proposer, --credential and --propose-timeout are for a proposer", hint="--propose NAME"
+        )
     if goal not in (None, "min", "max"):
         raise UsageError(f"--goal {goal!r}: must be min or max", hint="--goal min")
     options = Options(
@@ -93,22 +124,34 @@ def run(
         audit=audit,
         policy=policy,
         gpus=gpus,
+        network=network_option(network),
     )
     listener = ProgressListener(quiet=json)
     request = experiment.Request(repo, options, base=base, patch=patch, commit=commit)
+    errand = propose and once.Errand(
+        request, propose, trusted=trusted_proposer, credentials=tuple(credential or ()),
+        propose_limit_s=duration_option(propose_timeout, "--propose-timeout"),
+    )  # fmt: skip
+    name = chosen_engine(engine, repo, base)
     if dry_run:
-        plan = experiment.plan(request, find_image=_image_or_warning(engine))
+        dry = once.unchanged(request) if errand else request
+        plan = experiment.plan(dry, find_image=_image_or_warning(name))
         _warn_of_gpus(plan)
         with last_words():
-            _say_plan(plan, as_json=json)
+            _say_plan(plan, propose, as_json=json)
         if plan.refusals:
             # Not raised: with --json the plan, which holds the refusals, is the one document.
             sys.stderr.write(f"arsandbox: the patch would be refused: {printable(plan.refusals[0])}\n")
             return RefusedError.exit_code
         return 0
-    plan = experiment.plan(request, find_image=image_finder(engine))
-    runner = open_engine(engine, runtime)
-    record = experiment.run(plan, runner, listener)
+    find_image = image_finder(name)
+    if errand:
+        runner = open_engine(name, runtime)
+        plan, record = once.propose_and_run(errand, runner, find_image, listener)
+    else:
+        plan = experiment.plan(request, find_image=find_image)
+        runner = open_engine(name, runtime)
+        record = experiment.run(plan, runner, listener)
     if confirm and record.verdict is Verdict.PENDING:
         record = confirmation.confirm(plan, record, runner, listener)
     if json:
@@ -124,7 +167,7 @@ def confirm(
     accept_self_reported: Annotated[
         bool, typer.Option("--accept-self-reported", help="Promote on a number that the run itself printed.")
     ] = False,
-    engine: EngineName = "docker",
+    engine: RecordedEngine = None,
     runtime: RuntimeName = None,
     json: Json = False,
 ) -> int:
@@ -141,7 +184,7 @@ def confirm(
         pending = ledger.get(experiment)
     options = Options(promote=not no_promote, accept_self_reported=accept_self_reported)
     plan = plan_of(repository, pending, options)
-    record = confirmation.confirm(plan, pending, open_engine(engine, runtime), ProgressListener(quiet=json))
+    record = confirmation.confirm(plan, pending, open_recorded(pending, engine, runtime), ProgressListener(quiet=json))
     if json:
         with last_words():
             sys.stdout.write(record.model_dump_json() + "\n")
@@ -217,7 +260,7 @@ def _would_stop(error: MachineError) -> None:
     sys.stderr.write(f"arsandbox: a real run would stop here: {error.message}\n  fix: {error.hint}\n")
 
 
-def _say_plan(plan: Plan, *, as_json: bool) -> None:
+def _say_plan(plan: Plan, propose: str | None, *, as_json: bool) -> None:
     import json
     import shlex
 
@@ -229,6 +272,7 @@ def _say_plan(plan: Plan, *, as_json: bool) -> None:
     facts: dict[str, Any] = {
         "base": plan.base,
         "candidate_tree": plan.candidate.tree,
+        "propose": propose,
         "files": list(plan.candidate.patch.files),
         "refusals": list(plan.refusals),
         "branch": plan.branch,

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from arsandbox.cli.options import EngineName, Json, Repo, image_finder, open_engine
+from arsandbox.cli.options import EngineName, Json, Repo, chosen_engine, image_finder, open_engine
 
 
 def init(
@@ -30,7 +30,7 @@ def prepare(
     clone: Annotated[str | None, typer.Option(help="Clone this URL into --repo first.")] = None,
     depth: Annotated[int, typer.Option(min=0, help="History to clone; 0 is all of it.")] = 1,
     image: Annotated[str | None, typer.Option(help="Instead of the config's image.")] = None,
-    engine: EngineName = "docker",
+    engine: EngineName = None,
     json: Json = False,
 ) -> None:
     """Run the prepare stage of the base commit and freeze its outputs."""
@@ -43,8 +43,9 @@ def prepare(
 
     if clone is not None:
         repo = clone_repository(clone, repo, depth=depth)
-    plan = experiment.plan(experiment.Request(repo, Options(image=image)), find_image=image_finder(engine))
-    digest = experiment.prepare(plan, open_engine(engine), ProgressListener(quiet=json))
+    name = chosen_engine(engine, repo)
+    plan = experiment.plan(experiment.Request(repo, Options(image=image)), find_image=image_finder(name))
+    digest = experiment.prepare(plan, open_engine(name), ProgressListener(quiet=json))
     if json:
         sys.stdout.write(encoder.dumps({"repo": str(plan.repository.worktree), "data_sha256": digest}) + "\n")
     elif digest is None:

@@ -327,6 +327,14 @@ class Ledger:
         rows = self._rows(query, loop)
         return [self._record(row[0]) for row in rows]
 
+    def proposed(self, branch: str) -> list[Record]:
+        """What proposers made for `branch`, in loops or not, oldest first."""
+        query = (
+            "SELECT document FROM records WHERE branch = ?"
+            " AND json_extract(document, '$.round') IS NOT NULL ORDER BY sequence"
+        )
+        return [self._record(row[0]) for row in self._rows(query, branch)]
+
     def tested(self, branch: str) -> list[tuple[str, float]]:
         """(experiment, alpha) of every confirmation that was decided on `branch`."""
         rows = self._rows(

@@ -13,6 +13,7 @@ from arsandbox.sandbox import candidate as candidates
 from arsandbox.sandbox import prepared, promotion, rebuild
 from arsandbox.sandbox import settings as configuration
 from arsandbox.sandbox.candidate import Candidate
+from arsandbox.sandbox.config import DEFAULT_ENGINE
 from arsandbox.sandbox.engines.port import Engine
 from arsandbox.sandbox.errors import MachineError, UsageError
 from arsandbox.sandbox.gpu.grant import require_devices
@@ -117,6 +118,14 @@ def plan(request: Request, *, find_image: Callable[[str], ImageRef]) -> Plan:
         preferred_branch=preferred,
         refusals=tuple(candidates.refusals(candidate, objects, settings.rules, settings.policy)),
     )
+
+
+def engine_name(path: Path, base: str = "HEAD") -> str:
+    """The engine that the config of `base` names; the default where it has none. Raises UsageError."""
+    repository = Repository.open(path)
+    commit = repository.head() if base == "HEAD" else repository.resolve(base)
+    project = configuration.load_project(repository.objects, commit)
+    return DEFAULT_ENGINE if project is None else project.engine
 
 
 def _image(settings: Settings, find_image: Callable[[str], ImageRef]) -> ImageRef:

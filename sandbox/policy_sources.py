@@ -36,9 +36,11 @@ def stage_policies(
     limits: Mapping[str, Any] | None = None,
     named: str | None = None,
     gpus: tuple[str, int] = ("", 0),
+    network: tuple[str, Policy] | None = None,
 ) -> dict[str, Effective]:
     """The policy of each stage. `limits`: the command line's, by the policy's names; `named`: `--policy`;
-    `gpus`: who asks for how many of them, which concerns the train stage alone.
+    `gpus`: who asks for how many of them, and `network`: who asks for which one; both
+    concern the train stage alone.
 
     Raises RefusedError when a source asks for more than a stricter one allows, UsageError for a malformed
     source, MachineError for more cores than the machine has.
@@ -55,6 +57,8 @@ def stage_policies(
         askers.append(Layer("the command line", of_options))
         if stage == "train" and gpus[1]:
             askers.append(Layer(gpus[0], Policy(gpus=gpus[1])))
+        if stage == "train" and network is not None:
+            askers.append(Layer(*network))
         if stage == "prepare":  # last: nothing is granted that this section does not ask for
             askers.append(Layer("[prepare] of the project", _network(project.prepare), local=False))
         try:
@@ -63,6 +67,11 @@ def stage_policies(
         except RefusedError as error:
             raise RefusedError(f"{stage} stage: {error.message}", hint=error.hint) from error
         _require_cores(found[stage].policy.limits.cpus)
+    if network is not None and network[1].network == "allowlist" and found["train"].policy.network == "none":
+        raise RefusedError(
+            f"{network[0]}: allowlist is asked for, but no policy names a host that training may reach",
+            hint='hosts = ["host:port", ...] in [policy.stage.train] of the project or in --policy FILE',
+        )
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from arsandbox.policies.model import Policy
 from arsandbox.sandbox import candidate as candidates
 from arsandbox.sandbox import settings as configuration
 from arsandbox.sandbox.candidate import Candidate
@@ -11,6 +12,8 @@ from arsandbox.sandbox.objects import ObjectStore
 from arsandbox.sandbox.repository import Repository
 from arsandbox.sandbox.settings import Options, Settings
 from arsandbox.sandbox.workspace.upper import sha256_of
+
+_NETWORK = ("network", "hosts", "private_hosts")
 
 
 def settings_of(repository: Repository, record: Record) -> Settings:
@@ -27,6 +30,7 @@ def settings_of(repository: Repository, record: Record) -> Settings:
         goal=record.metric.goal,
         limits=dict(effective["limits"]),
         caches={one.name: one.sha256 for one in record.caches},
+        network=("the record", Policy(**{key: effective[key] for key in _NETWORK if key in effective})),
         gpus=str(effective.get("asked_gpus", "none")),
     )
     return configuration.resolve(configuration.load_project(objects, record.base_commit), options)

@@ -29,14 +29,18 @@ from arsandbox.sandbox.policy_sources import stage_policies
 from arsandbox.sandbox.quantities import parse_duration
 
 _LEAST_GRACE_S = 10.0
+# Keys of the config that do not change what is measured, or that count by what they led to (image, gpus, ...).
+_UNMEASURED = {
+    "decision", "editable", "protected", "image", "engine", "measurement", "policy", "mounts", "gpus", "caches",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Options:
     """The command line's word; None where nothing was said. Durations in seconds, sizes in bytes.
 
-    `fallback` makes the config where the base commit has none; `caches` names versions of caches by their digest, where
-    the newest is not the one.
+    `network` is who asks for the training stage's network, and what of it. `fallback` makes the config where the base
+    commit has none; `caches` names versions of caches by their digest, where the newest is not the one.
     """
 
     image: str | None = None
@@ -55,6 +59,7 @@ class Options:
     audit: bool = False
     policy: str | None = None
     gpus: str | None = None
+    network: tuple[str, Policy] | None = None
     caches: Mapping[str, str] = field(default_factory=dict)
     fallback: Callable[[ObjectStore, str], ProjectConfig] | None = None
 
@@ -162,7 +167,7 @@ class Settings:
         """Names the measuring set-up: values are comparable where, and only where, this is equal."""
         project = self.project.model_dump(
             mode="json",
-            exclude={"decision", "editable", "protected", "image", "measurement", "policy", "mounts", "gpus", "caches"},
+            exclude=_UNMEASURED,
         )
         if self.project.mounts:
             project["mounts"] = list(self.project.mounts)
@@ -170,6 +175,8 @@ class Settings:
             project["caches"] = [one.model_dump(mode="json") for one in self.cache_uses()]
         if self.gpus.number:
             project["gpus"] = self.gpus.number
+        if self.policy.network != "none":
+            project["hosts"] = list(self.policy.hosts)
         # The time and the GPU memory that are allowed end a run; they do not change what it measures.
         limits = self.policy.limits.model_dump(mode="json", exclude={"wall_s", "vram_bytes"})
         document = {
@@ -207,7 +214,9 @@ def resolve(project: ProjectConfig | None, options: Options) -> Settings:
             hint="docs/integrity.md says how to move a project there",
         )
     gpus, asker = asked_gpus(project, options.gpus)
-    policies = stage_policies(project, limits=options.limits, named=options.policy, gpus=(asker, gpus.number))
+    policies = stage_policies(
+        project, limits=options.limits, named=options.policy, gpus=(asker, gpus.number), network=options.network
+    )
     budget = options.budget_s if options.budget_s is not None else project.budget
     if budget <= 0:
         raise UsageError("--budget must be longer than nothing", hint="write it like 90s, 5m or 1h30m")
@@ -311,6 +320,17 @@ def _decoded(text: bytes, name: str) -> str:
         return text.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UsageError(f"{name}: is not UTF-8 text") from error
+
+
+def network_option(text: str | None) -> tuple[str, Policy] | None:
+    """What --network asks for, or None where it was not given. Raises UsageError."""
+    match text:
+        case None:
+            return None
+        case "none" | "allowlist":
+            return "--network", Policy(network=text)
+        case _:
+            raise UsageError(f"--network {text!r}: must be none or allowlist", hint="--network none")
 
 
 def duration_option(text: str | None, name: str) -> float | None:

@@ -44,7 +44,7 @@ class Target:
     image: str | None = None
     command: tuple[str, ...] = ()
     tag: str | None = None
-    engine_name: str = "docker"
+    engine_name: str | None = None
     listener: Listener = field(default_factory=Silent)
 
     def request(self, *, promote: bool, description: str = "") -> Request:
@@ -73,18 +73,21 @@ class Target:
         return planning.plan(replace(request, base=base, commit=commit, diff=diff), find_image=self._find_image)
 
     def engine(self) -> Engine:
-        """The engine. Raises MachineError."""
-        return open_engine(self.engine_name)
+        """The engine that was named, else that of the target's config. Raises UsageError, MachineError."""
+        return open_engine(self._engine_name())
+
+    def _engine_name(self) -> str:
+        return self.engine_name or planning.engine_name(self.path)
 
     def _find_image(self, name: str) -> ImageRef:
         """What the engine brings itself, else what is pinned."""
-        own = self.engine().find_image(name) if self.engine_name != "docker" else None
+        own = self.engine().find_image(name) if self._engine_name() != "docker" else None
         return own or find_image(name)
 
 
 def target(
     path: str | os.PathLike[str], *, metric: str | None, goal: Goal | None, budget: str | float | None,
-    image: str | None, command: Sequence[str] = (), tag: str | None = None, engine: str = "docker",
+    image: str | None, command: Sequence[str] = (), tag: str | None = None, engine: str | None = None,
     listener: Listener | None = None,
 ) -> Target:  # fmt: skip
     """A Target from what callers write. Raises UsageError."""

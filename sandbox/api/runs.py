@@ -48,7 +48,7 @@ class RanExperiment(Model):
 
 def prepare_experiment(
     path: str | os.PathLike[str] = "autoresearch", *, url: str = AUTORESEARCH, timeout: str | float = 600.0,
-    image: str | None = None, engine: str = "docker", listener: Listener | None = None,
+    image: str | None = None, engine: str | None = None, listener: Listener | None = None,
 ) -> PreparedExperiment:  # fmt: skip
     """Clone `url` at depth 1 into `path`, or use what is there, and run its prepare stage in a sandbox.
 
@@ -79,7 +79,7 @@ def prepare_experiment(
 
 def run_experiment(
     path: str | os.PathLike[str] = ".", *, metric: str | None = None, goal: Goal | None = None,
-    budget: str | float | None = None, command: Sequence[str] = (), image: str | None = None, engine: str = "docker",
+    budget: str | float | None = None, command: Sequence[str] = (), image: str | None = None, engine: str | None = None,
     listener: Listener | None = None,
 ) -> RanExperiment:  # fmt: skip
     """Run the working tree of `path` once in a sandbox, under a wall-clock limit of `budget`; promotes nothing."""

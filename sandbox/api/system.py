@@ -83,7 +83,7 @@ class SystemExperiment:
         goal: Goal | None = None,
         image: str | None = None,
         tag: str = DEFAULT_TAG,
-        engine: str = "docker",
+        engine: str | None = None,
         trusted_proposer: bool = False,
         credentials: tuple[str, ...] = (),
         propose_limit_s: float = DEFAULT_LIMIT_S,
@@ -276,7 +276,7 @@ class SystemExperiment:
 def experiment_loop(
     target: str | os.PathLike[str] = ".", *, metric: str = "val_bpb", propose: str = "sweep", count: int = 10,
     budget: str | float = 300.0, goal: Goal | None = None, workspace: str | os.PathLike[str] | None = None,
-    image: str | None = None, tag: str = DEFAULT_TAG, engine: str = "docker", listener: Listener | None = None,
+    image: str | None = None, tag: str = DEFAULT_TAG, engine: str | None = None, listener: Listener | None = None,
 ) -> Iterator[SystemStatus]:  # fmt: skip
     """At most `count` rounds of SystemExperiment, each as it ends.
 

@@ -46,7 +46,6 @@ def finals(records: list[Record]) -> dict[int, Record]:
 def play(course: Course, entry: Entry, listener: Listener) -> Record:
     """Run, decide and promote the proposal of `entry`; what an earlier controller did of it is not done again."""
     repository = Repository.open(course.path)
-    place = Round(loop=course.identity.id, number=entry.number, proposer=entry.proposer, stage=entry.stage)
     with Ledger.open(repository.state) as ledger:
         mine = [r for r in ledger.of_loop(course.identity.id) if r.round and r.round.number == entry.number]
     done = finals(mine).get(entry.number)
@@ -54,27 +53,33 @@ def play(course: Course, entry: Entry, listener: Listener) -> Record:
         return done
     pending = next((r for r in mine if r.verdict is Verdict.PENDING and r.confirms is None), None)
     if pending is None:
-        what = _plan(course, entry, place)
-        if entry.verdict is not None:
-            record = experiment.without_run(what, entry.verdict, entry.reason, entry.findings, course.engine, listener)
-            return _with_log(repository, record, entry)
-        record = _with_log(repository, experiment.run(what, course.engine, listener, recovering=False), entry)
+        what, record = run_proposal(course, entry, listener)
         if record.verdict is not Verdict.PENDING:
             return record
         pending = record
     else:
-        what = replace(plan_of(repository, pending, course.options), round=place, slots=course.slots)
+        what = replace(plan_of(repository, pending, course.options), round=_place(course, entry), slots=course.slots)
     return confirmation.confirm(what, pending, course.engine, listener, recovering=False)
 
 
-def _with_log(repository: Repository, record: Record, entry: Entry) -> Record:
-    """Keep what the proposer said beside the record; `arsandbox logs --stage propose` shows it."""
-    if entry.log and Path(entry.log).is_file():
-        shutil.copyfile(entry.log, repository.state / "experiments" / record.id / LOG_NAME)
-    return record
+def run_proposal(course: Course, entry: Entry, listener: Listener) -> tuple[Plan, Record]:
+    """Run and judge the proposal of `entry` once; the plan is what a pending record is confirmed by."""
+    what = _plan(course, entry)
+    if entry.verdict is not None:
+        record = experiment.without_run(what, entry.verdict, entry.reason, entry.findings, course.engine, listener)
+    else:
+        record = experiment.run(what, course.engine, listener, recovering=False)
+    if entry.log and Path(entry.log).is_file():  # what the proposer said; `arsandbox logs --stage propose` shows it
+        kept = what.repository.state / "experiments" / record.id / LOG_NAME
+        shutil.copyfile(entry.log, kept)
+    return what, record
 
 
-def _plan(course: Course, entry: Entry, place: Round) -> Plan:
+def _place(course: Course, entry: Entry) -> Round:
+    return Round(loop=course.identity.id, number=entry.number, proposer=entry.proposer, stage=entry.stage)
+
+
+def _plan(course: Course, entry: Entry) -> Plan:
     """The plan on the champion of now; on that of the proposal where its diff applies there alone."""
     options = replace(course.options, description=entry.description)
     unchanged = plan(
@@ -94,4 +99,4 @@ def _plan(course: Course, entry: Entry, place: Round) -> Plan:
                 raise
             request = Request(course.path, options, base=entry.champion, diff=entry.patch)
             found = plan(request, find_image=course.find_image)
-    return replace(found, round=place, slots=course.slots)
+    return replace(found, round=_place(course, entry), slots=course.slots)

@@ -42,6 +42,31 @@ def test_auto_is_docker_where_it_answers_and_else_says_what_it_took(project: Any
     assert "engine: embedded" in alone.err
 
 
+def test_the_config_names_the_engine_and_what_follows_a_record_uses_its_own(project: Any) -> None:
+    task = project()
+    config = (task.path / "arsandbox.toml").read_text()
+    task.commit({"arsandbox.toml": f'engine = "embedded"\n{config}'})
+    task.env |= NO_DOCKER
+    done = task.run("--json")
+    assert done.code == 0 and done.record["engine"]["name"] == "embedded", done
+    assert "engine: embedded" in done.err
+    other = task.run("--dry-run", "--engine", "docker")
+    assert other.code == 0 and "a real run would stop here" not in other.err, other
+    task.commit({"arsandbox.toml": config})
+    again = task.cli("rerun", done.record["id"], "--exact", "--json")
+    assert again.code == 0 and again.record["engine"]["name"] == "embedded", again
+    elsewhere = task.cli("rerun", done.record["id"], "--exact", "--engine", "docker")
+    assert elsewhere.code == 4 and "docker" in elsewhere.err, elsewhere
+
+
+@pytest.mark.parametrize(("engine", "says"), [("emdedded", "not installed"), ("a b", "engine = 'a b'")])
+def test_an_engine_in_the_config_that_is_none(project: Any, engine: str, says: str) -> None:
+    task = project()
+    task.commit({"arsandbox.toml": f'engine = "{engine}"\n{(task.path / "arsandbox.toml").read_text()}'})
+    done = task.run()
+    assert done.code == 2 and says in done.err and "Traceback" not in done.err, done
+
+
 def test_a_policy_that_asks_for_more_isolation(project: Any, tmp_path: Path) -> None:
     policy = tmp_path / "policy.toml"
     policy.write_text('isolation = "container"\n')

@@ -176,3 +176,26 @@ def test_the_prepare_stage_downloads_what_owner_and_project_name(project: Any, t
     task.commit({"arsandbox.toml": config.replace(f'hosts = ["{target}"]', 'hosts = ["evil.example:443"]')})
     done = task.run("--json")
     assert done.code == 3 and "evil.example:443" in done.err and "ARSANDBOX_POLICY" in done.err, done
+
+
+def test_training_reaches_what_the_policy_names_when_asked_and_a_rerun_does_too(
+    project: Any, tmp_path: Path, server: int
+) -> None:
+    target = f"localhost:{server}"
+    named = f'[{{}}stage.train]\nhosts = ["{target}"]\nprivate_hosts = ["{target}"]\n'
+    owner = tmp_path / "policy.toml"
+    owner.write_text(named.format(""))
+    fetch = f"import urllib.request; urllib.request.urlopen('http://{target}/', timeout=20).read()"
+    task = project(
+        {"arsandbox.toml": support.CONFIG + named.format("policy."), "train.py": support.answering(10, before=fetch)}
+    )
+    task.env["ARSANDBOX_POLICY"] = str(owner)
+    for closed in ([], ["--network", "none"]):
+        done = task.run("--json", *closed)
+        assert done.code == 1 and done.record["verdict"] == "crash", done
+    done = task.run("--json", "--network", "allowlist")
+    assert done.code == 0 and done.record["verdict"] == "baseline", done
+    (training,) = [stage for stage in done.record["stages"] if stage["stage"] == "train"]
+    assert [(row["host"], row["decision"]) for row in training["egress"]["requests"]] == [("localhost", "allowed")]
+    again = task.cli("rerun", done.record["id"], "--exact", "--json")
+    assert again.code == 0 and again.record["verdict"] == "agrees", again

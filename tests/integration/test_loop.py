@@ -111,6 +111,46 @@ def test_stop_rules(project: Any, tmp_path: Path) -> None:
     check_whole(task)
 
 
+def test_one_experiment_of_what_a_command_proposes(project: Any) -> None:
+    task = project()
+    edit = "t = open('train.py').read(); open('train.py', 'w').write(t.replace('10.0', '4.0'))"
+    propose = f"python -c {shlex.quote(edit)}"
+    dry = task.run("--propose", propose, "--dry-run", "--json")
+    assert dry.code == 0 and json.loads(dry.out)["propose"] == propose and json.loads(dry.out)["files"] == [], dry
+    done = task.run("--propose", propose, "--json")
+    assert done.code == 0 and done.record["verdict"] == "keep" and done.record["promotion"], done
+    assert done.record["round"]["stage"]["termination"]["reason"] == "completed"
+    assert (done.record["baseline"]["value"], done.record["metric"]["value"]) == (7.0, 1.0)  # the distance from 3
+    nothing = task.run("--propose", "true", "--json")
+    assert nothing.code == 3 and nothing.record["verdict"] == "rejected", nothing
+    check_whole(task)
+
+
+def test_ctrl_c_while_one_edit_is_proposed(project: Any) -> None:
+    task = project()
+    running = task.start("--propose", "sleep 60")
+    support.wait_for(lambda: support.containers(task.home), what="the proposer's sandbox")
+    running.process.send_signal(signal.SIGINT)
+    done = running.wait()
+    assert done.code == 130 and "Traceback" not in done.err, done
+    check_whole(task)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--propose", "true", "--patch", "x.patch"], "--patch and --propose exclude each other"),
+        (["--propose", "true", "--description", "mine"], "--description and --propose exclude"),
+        (["--trusted-proposer"], "are for a proposer"),
+        (["--propose", "patches:nowhere"], "no such directory"),
+        (["--network", "open"], "must be none or allowlist"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(project: Any, arguments: list[str], says: str) -> None:
+    done = project().run(*arguments)
+    assert done.code == 2 and says in done.err and "Traceback" not in done.err, done
+
+
 def test_one_signal_finishes_the_round_two_end_it(project: Any, tmp_path: Path) -> None:
     task = project()
     slow = "import time; print('slow', flush=True); time.sleep({})\n"

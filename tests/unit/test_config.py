@@ -6,8 +6,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from arsandbox.sandbox import config
 from arsandbox.sandbox.config import ProjectConfig, parse, parse_pyproject
+from arsandbox.sandbox.config_values import repository_path
 from arsandbox.sandbox.errors import UsageError
 
 FULL = """
@@ -262,7 +262,7 @@ def test_arbitrary_text_never_raises_anything_but_usage_errors(text: str) -> Non
 @given(st.text(max_size=30))
 def test_a_repository_path_stays_below_the_root(text: str) -> None:
     try:
-        found = config.repository_path(text)
+        found = repository_path(text)
     except ValueError:
         return
     parts = found.split("/")

@@ -61,7 +61,7 @@ def test_a_reserved_variable_never_passes(owner: Path) -> None:
 
 
 def test_only_allowed_directories_are_mounted(owner: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("arsandbox.sandbox.config._TAKEN", ())  # the test's directories may lie below /tmp
+    monkeypatch.setattr("arsandbox.sandbox.config_values._TAKEN", ())  # the test's directories may lie below /tmp
     data = tmp_path / "data"
     (data / "sub").mkdir(parents=True)
     (data / "out").symlink_to(tmp_path)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from arsandbox.sandbox.config import parse
-from arsandbox.sandbox.errors import ArsandboxError, MachineError, UsageError
+from arsandbox.sandbox.errors import ArsandboxError, MachineError, RefusedError, UsageError
 from arsandbox.sandbox.repository import Repository
-from arsandbox.sandbox.settings import Options, load_project, resolve
+from arsandbox.sandbox.settings import Options, load_project, network_option, resolve
 
 
 def test_options_override_the_config() -> None:
@@ -45,6 +47,60 @@ def test_the_config_itself_is_always_protected() -> None:
 def test_bad_options_are_refused(options: Options, error: type[ArsandboxError]) -> None:
     with pytest.raises(error):
         resolve(parse("", "x"), options)
+
+
+HOSTS = "[policy.stage.train]\nhosts = ['index.example:443']\n"
+
+
+def test_the_option_network_opens_what_a_policy_names_and_closes_what_the_project_opened() -> None:
+    closed, opened = parse(HOSTS, "x"), parse(HOSTS + "network = 'allowlist'\n", "x")
+    none, allowlist = network_option("none"), network_option("allowlist")
+    for project, option, hosts in (
+        (closed, None, ()),
+        (closed, allowlist, ("index.example:443",)),
+        (closed, none, ()),
+        (opened, None, ("index.example:443",)),
+        (opened, none, ()),
+    ):
+        found = resolve(project, Options(network=option))
+        assert (found.policy.hosts, found.policy.network) == (hosts, "allowlist" if hosts else "none")
+        assert found.policy_for("propose").hosts == () and found.policy_for("evaluate").hosts == ()
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ("", "--network: allowlist is asked for, but no policy names a host"),
+        ("[policy]\nnetwork = 'none'\n", "train stage: policy field network: --network asks for allowlist, but"),
+    ],
+)
+def test_the_option_network_never_loosens(config: str, says: str) -> None:
+    with pytest.raises(RefusedError) as refused:
+        resolve(parse(config, "x"), Options(network=network_option("allowlist")))
+    assert says in refused.value.message and refused.value.hint
+
+
+def test_the_owner_bounds_the_option_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    owner = tmp_path / "owner.toml"
+    owner.write_text("network = 'none'\n")
+    monkeypatch.setenv("ARSANDBOX_POLICY", str(owner))
+    with pytest.raises(RefusedError, match=r"owner\.toml"):
+        resolve(parse(HOSTS, "x"), Options(network=network_option("allowlist")))
+
+
+def test_what_training_reaches_is_part_of_the_set_up() -> None:
+    project = parse(HOSTS, "x")
+
+    def setup(option: str | None) -> str:
+        return resolve(project, Options(network=network_option(option))).digest(image="i", fixed_tree="t", data=None)
+
+    assert setup(None) == setup("none") != setup("allowlist")
+
+
+def test_the_engine_of_the_config_changes_no_set_up() -> None:
+    found = [resolve(parse(text, "x"), Options()) for text in ("", "engine = 'embedded'\n")]
+    assert [one.project.engine for one in found] == ["docker", "embedded"]
+    assert len({one.digest(image="i", fixed_tree="t", data=None) for one in found}) == 1
 
 
 def test_without_a_config_metric_and_command_are_needed() -> None:

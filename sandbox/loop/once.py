@@ -1,0 +1,68 @@
+"""One proposal, run once: `arsandbox run --propose`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from arsandbox.sandbox import recovery, state
+from arsandbox.sandbox.engines.port import Engine
+from arsandbox.sandbox.errors import UsageError
+from arsandbox.sandbox.events import Listener
+from arsandbox.sandbox.ledger import Ledger
+from arsandbox.sandbox.loop.journal import Identity
+from arsandbox.sandbox.loop.proposing import Desk
+from arsandbox.sandbox.loop.rounds import Course, run_proposal
+from arsandbox.sandbox.models import ImageRef, Record
+from arsandbox.sandbox.planning import Plan, Request, default_tag, plan
+from arsandbox.sandbox.slots import Slots
+
+
+@dataclass(frozen=True)
+class Errand:
+    """What the user asked for: `request` names base and options, and no candidate; `propose` names the proposer.
+
+    `trusted`, `credentials` and `propose_limit_s` (seconds) are as for a loop.
+    """
+
+    request: Request
+    propose: str
+    trusted: bool = False
+    credentials: tuple[str, ...] = ()
+    propose_limit_s: float | None = None
+
+
+def propose_and_run(
+    errand: Errand, engine: Engine, find_image: Callable[[str], ImageRef], listener: Listener
+) -> tuple[Plan, Record]:
+    """Have one edit of the champion proposed, and run and judge it once. The plan is what confirms a pending record.
+
+    Nothing is kept for a resume: a controller that dies while the edit is proposed leaves nothing to go on with. Raises
+    UsageError where nothing is proposed, and what planning and running raise.
+    """
+    request = errand.request
+    start = plan(unchanged(request), find_image=find_image)
+    for line in recovery.recover(start.repository.state, engine):
+        listener.note(f"cleaned up after a dead controller: {line}")
+
+    def past() -> list[Record]:
+        with Ledger.open(start.repository.state) as ledger:
+            return ledger.proposed(start.branch)
+
+    desk = Desk(errand.propose, errand, start, engine, listener, past)
+    entry = desk.propose(1, start.champion.commit)
+    if entry is None:
+        raise UsageError(f"--propose {errand.propose}: nothing is proposed", hint="what was tried is not again")
+    identity = Identity(
+        id=state.new_experiment_id(),
+        base=start.base,
+        tag=request.options.tag or default_tag(),
+        propose=errand.propose,
+    )
+    course = Course(request.path, request.options, identity, engine, find_image, Slots(1, overlap=False))
+    return run_proposal(course, entry, listener)
+
+
+def unchanged(request: Request) -> Request:
+    """The request with its base as the candidate."""
+    return Request(request.path, request.options, base=request.base, commit=request.base)

@@ -1,0 +1,71 @@
+"""`run --propose` on the fake engine: one proposal, run and judged once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from arsandbox_fake_loop import FakeLoop, play, train
+
+from arsandbox.sandbox import confirmation
+from arsandbox.sandbox.engines.fake import FakeEngine, Script
+from arsandbox.sandbox.engines.port import SandboxSpec
+from arsandbox.sandbox.errors import UsageError
+from arsandbox.sandbox.loop.once import Errand, propose_and_run
+from arsandbox.sandbox.models import Record, Stage, Verdict
+from arsandbox.sandbox.planning import Plan, Request
+from arsandbox.sandbox.settings import Options
+
+MakeLoop = Callable[..., FakeLoop]
+
+
+def run_once(made: FakeLoop, engine: FakeEngine | None = None) -> tuple[Plan, Record, FakeEngine]:
+    engine = engine or made.engine()
+    request = Request(made.made.path, Options(tag=made.tag, accept_self_reported=True))
+    errand = Errand(request, made.propose or f"patches:{made.queue}")
+    return *propose_and_run(errand, engine, engine.find_image, made.listener), engine
+
+
+def test_each_call_runs_what_was_not_tried_yet_on_the_champion_of_now(fake_loop: MakeLoop) -> None:
+    made = fake_loop()
+    made.offer({"1": train(9.0), "2": train(extra=-2.0), "3": train(middle="print()")})
+    records = [run_once(made)[1] for _ in range(3)]
+    assert [record.verdict for record in records] == [Verdict.KEEP, Verdict.KEEP, Verdict.DISCARD]
+    assert [record.metric.value for record in records] == [9.0, 7.0, 7.0]  # each on top of the winners before it
+    assert [record.round.proposer for record in records if record.round] == ["patches"] * 3
+    with pytest.raises(UsageError, match="nothing is proposed"):
+        run_once(made)
+    made.check(over=True)
+
+
+def test_a_promising_one_is_pending_and_confirmed_by_its_plan(fake_loop: MakeLoop) -> None:
+    made = fake_loop(rule="confirm", noise=0.1)
+    made.offer({"1": train(5.0)})
+    plan, record, engine = run_once(made)
+    assert record.verdict is Verdict.PENDING and record.promotion is None
+    record = confirmation.confirm(plan, record, engine, made.listener)
+    assert record.verdict is Verdict.KEEP and record.promotion is not None
+    made.check(over=True)
+
+
+@pytest.mark.parametrize(
+    ("script", "verdict", "reason"),
+    [
+        (Script(output=b"no model answers\n", exit_code=7), Verdict.CRASH, "no model answers"),
+        (Script(), Verdict.REJECTED, "changed nothing"),
+        (Script(files={"evaluate.py": b"print(0)\n"}), Verdict.REJECTED, "changed nothing that is editable"),
+        (Script(files={"train.py": train(8.0).encode()}), Verdict.KEEP, ""),
+    ],
+)
+def test_a_command_in_its_sandbox(script: Script, verdict: Verdict, reason: str, fake_loop: MakeLoop) -> None:
+    made = fake_loop()
+    made.propose = "command:agent"
+    trained = play(0.0)
+
+    def run(spec: SandboxSpec) -> Script:
+        return script if spec.stage is Stage.PROPOSE else trained(spec)
+
+    _, record, _ = run_once(made, FakeEngine(run, isolation="container"))
+    assert record.verdict is verdict and reason in record.reason, record.reason
+    assert record.round is not None and record.round.proposer == "command" and record.round.stage is not None
+    made.check(over=True)
