@@ -15,8 +15,11 @@ from urllib3.exceptions import HTTPError
 
 from arsandbox.images.layers import CHUNK, locked
 from arsandbox.sandbox.errors import MachineError, RefusedError, StateError
+from arsandbox.sandbox.quantities import format_size
 
 TRIES = 5
+# No package is larger: a server that sends on and on shall not fill the disk before the hash can say no.
+LARGEST = 8 * 1024**3
 TIMEOUT_S = (10.0, 60.0)  # to connect; between two pieces
 _LONGEST_NUMBER = 19  # digits: more is no length of a file
 # Told while bytes arrive: the file's name, bytes so far, bytes in all (0: not known).
@@ -42,8 +45,8 @@ def fetch(
 
     The bytes lie in `target` with the suffix `.partial` until their SHA-256 is `sha256` (64 hex digits). A broken
     connection is tried again at most TRIES times, with growing waits from `wait_s` seconds. `file:` addresses are
-    copied. Raises MachineError when the source cannot be had, RefusedError when it has other bytes (which are
-    then removed), StateError when the target cannot be written.
+    copied. Raises MachineError when the source cannot be had, RefusedError when it has other bytes or more than
+    LARGEST (which are then removed), StateError when the target cannot be written.
     """
     partial = target.with_name(f"{target.name}.partial")
     try:
@@ -137,6 +140,12 @@ def _append(partial: Path, pieces: Iterator[bytes], begin: int, total: int, arri
         done = begin
         arrived(done, total)
         for piece in pieces:
+            if done + len(piece) > LARGEST:
+                partial.unlink()
+                raise RefusedError(
+                    f"{partial.name.removesuffix('.partial')}: more than {format_size(LARGEST)} arrived",
+                    hint="the index or a proxy does not send the file: nothing of it was used",
+                )
             file.write(piece)
             done += len(piece)
             arrived(done, total)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import secrets
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from arsandbox.sandbox import candidate as candidates
@@ -38,20 +40,35 @@ _CHAMPION_ATTEMPTS = 3
 def confirm(what: Plan, pending: Record, engine: Engine, listener: Listener, *, recovering: bool = True) -> Record:
     """Complete the `pending` experiment and return the new record that says what it came to. Idempotent.
 
-    `what` is its plan (planning.plan_of). Raises UsageError for a record that is not pending, ArsandboxError
-    for failures of ours; what was measured until then stays and is used again.
+    `what` is its plan (planning.plan_of). Raises UsageError for a record that is not pending or that another process
+    confirms, ArsandboxError for failures of ours; what was measured until then stays and is used again.
     """
     if pending.verdict is not Verdict.PENDING:
         raise UsageError(f"experiment {pending.id} is not pending ({pending.verdict.value})", hint="arsandbox history")
     if recovering:
         for line in recovery.recover(what.repository.state, engine):
             listener.note(f"cleaned up after a dead controller: {line}")
-    with Ledger.open(what.repository.state) as ledger:
+    with _alone(what, pending), Ledger.open(what.repository.state) as ledger:
         try:
             done = ledger.confirmation(pending.id)
             return done if done is not None else _Confirmation(what, pending, engine, listener, ledger).run()
         except KeyboardInterrupt as error:
             raise Interrupted(f"interrupted; continue with: arsandbox confirm {pending.id}") from error
+
+
+@contextmanager
+def _alone(what: Plan, pending: Record) -> Iterator[None]:
+    """One process confirms an experiment, or there would be two ends of it. Its death gives the lock back."""
+    place = state.make_private(what.repository.state / "confirming")
+    lock = state.Lock.try_take(place / f"{pending.id}.lock")
+    if lock is None:
+        raise UsageError(
+            f"experiment {pending.id} is being confirmed by another process", hint="wait for it: arsandbox history"
+        )
+    try:
+        yield
+    finally:
+        lock.remove()
 
 
 def calibrate(what: Plan, engine: Engine, listener: Listener, ledger: Ledger) -> tuple[Noise, Record]:

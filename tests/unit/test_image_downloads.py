@@ -187,6 +187,16 @@ def test_a_redirect_to_no_web_address_is_refused(server: Server, tmp_path: Path,
     assert not list(tmp_path.glob("x.whl*[!k]"))
 
 
+def test_a_body_without_an_end_is_cut_off(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(downloads, "LARGEST", len(DATA) - 1)
+    with pytest.raises(RefusedError, match="more than"):
+        get(server, tmp_path / "x.whl")
+    assert not list(tmp_path.glob("x.whl*partial")) and not (tmp_path / "x.whl").exists()
+    monkeypatch.setattr(downloads, "LARGEST", len(DATA))
+    get(server, tmp_path / "x.whl")
+    assert (tmp_path / "x.whl").read_bytes() == DATA
+
+
 def test_a_pipe_or_a_device_is_no_wheel(tmp_path: Path) -> None:
     """An index may name any file: one that never ends must not be waited for, nor fill the disk."""
     os.mkfifo(tmp_path / "x.whl")

@@ -48,6 +48,29 @@ def test_a_promising_one_is_pending_and_confirmed_by_its_plan(fake_loop: MakeLoo
     made.check(over=True)
 
 
+def test_two_processes_do_not_confirm_the_same_experiment(fake_loop: MakeLoop) -> None:
+    made = fake_loop(rule="confirm", noise=0.1)
+    made.offer({"1": train(5.0)})
+    plan, pending, engine = run_once(made)
+    other: list[BaseException | Record] = []
+
+    def meanwhile(number: int) -> None:
+        if not other:
+            other.append(UsageError("not asked yet"))
+            try:
+                other[0] = confirmation.confirm(plan, pending, made.engine(), made.listener, recovering=False)
+            except UsageError as error:
+                other[0] = error
+
+    made.running = meanwhile
+    record = confirmation.confirm(plan, pending, made.engine(), made.listener, recovering=False)
+    assert record.verdict is Verdict.KEEP
+    assert "is being confirmed by another process" in str(other[0])
+    again = confirmation.confirm(plan, pending, engine, made.listener)
+    assert again.id == record.id  # once it is over, whoever asks gets that end
+    assert list((plan.repository.state / "confirming").iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("script", "verdict", "reason"),
     [
