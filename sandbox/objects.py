@@ -8,17 +8,20 @@ a losing candidate never writes a byte into the user's repository.
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+from arsandbox.sandbox import state
 from arsandbox.sandbox.errors import RepositoryError, UsageError
 from arsandbox.sandbox.git_process import run_git
 from arsandbox.sandbox.object_reader import PATCH_OPTIONS, ObjectReader
 
 _DIRECTORY_MODE = "040000"
+_INDEX = "index-"
 _MANY = 500  # paths that one git command gets as arguments
 
 
@@ -40,6 +43,11 @@ class Change:
     new: TreeEntry | None
 
 
+def unfinished(directory: Path) -> list[Path]:
+    """What is being made for the store in `directory`, or was when a controller died: its owner holds a lock on it."""
+    return [*directory.parent.glob(f"{directory.name}-*"), *directory.glob(f"{_INDEX}*")]
+
+
 class ObjectStore:
     """Trees, blobs and candidate commits of one repository."""
 
@@ -50,16 +58,18 @@ class ObjectStore:
     def open(cls, directory: Path, *, alternate: Path, object_format: str, shallow: Path | None) -> ObjectStore:
         """Open or create the store in `directory` over the user's object directory `alternate`."""
         if not (directory / "HEAD").exists():
-            fresh = Path(tempfile.mkdtemp(prefix="objects-", dir=directory.parent))
-            run_git(
-                fresh,
-                ["init", "--quiet", "--bare", "--template=", f"--object-format={object_format}", str(fresh)],
-            )
-            try:
-                fresh.rename(directory)
-            except OSError:  # another controller was faster: its store is as good
-                if not (directory / "HEAD").exists():
-                    raise
+            fresh = Path(tempfile.mkdtemp(prefix=f"{directory.name}-", dir=directory.parent))
+            with state.owned(fresh):
+                run_git(
+                    fresh,
+                    ["init", "--quiet", "--bare", "--template=", f"--object-format={object_format}", str(fresh)],
+                )
+                try:
+                    fresh.rename(directory)
+                except OSError:
+                    if not (directory / "HEAD").exists():
+                        raise
+                    shutil.rmtree(fresh)  # another controller was faster: its store is as good
         information = directory / "objects" / "info"
         information.mkdir(parents=True, exist_ok=True)
         alternates = information / "alternates"
@@ -226,7 +236,10 @@ class ObjectStore:
             self.git("ls-tree", "-r", "-z", "--full-tree", base, "--", *paths[start : start + _MANY])
             for start in range(0, len(paths), _MANY)
         )
-        with tempfile.TemporaryDirectory(prefix="index-", dir=self.directory) as scratch:
+        with (
+            tempfile.TemporaryDirectory(prefix=_INDEX, dir=self.directory) as scratch,
+            state.owned(Path(scratch)),
+        ):
             index = Path(scratch) / "index"
             self.git("update-index", "-z", "--index-info", stdin=present, index=index)
             done = run_git(

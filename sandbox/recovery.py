@@ -14,13 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from arsandbox.images.scratch import folders
-from arsandbox.sandbox import host, promotion, scratch, state
+from arsandbox.sandbox import host, objects, promotion, scratch, state
 from arsandbox.sandbox.engines.port import Engine
 from arsandbox.sandbox.engines.registry import names, open_engine
 from arsandbox.sandbox.errors import ArsandboxError, MachineError, UsageError
 from arsandbox.sandbox.ledger import Ledger
 from arsandbox.sandbox.models import Record, utc_now
-from arsandbox.sandbox.repository import Repository
+from arsandbox.sandbox.repository import OBJECTS, Repository
 from arsandbox.sandbox.workspace.overlay import unmount_below
 from arsandbox.sandbox.workspace.upper import remove_tree
 
@@ -106,7 +106,8 @@ def collect_garbage(engine: Engine) -> list[str]:
     for directory in known:
         done += recover(directory, engine)
     engines = (engine, *_others(engine))
-    for place in scratch.abandoned(*folders(state.home() / "image-layers")):
+    unfinished = [place for directory in known for place in objects.unfinished(directory / OBJECTS)]
+    for place in scratch.abandoned(*folders(state.home() / "image-layers"), *unfinished):
         for one in engines:
             owner = {host.EXPERIMENT_LABEL: scratch.identity_of(place), host.HOME_LABEL: host.home_id()}
             done += one.sweep(owner)

@@ -37,6 +37,8 @@ _COMMAND_URL = re.compile(r"\bext::", re.IGNORECASE)
 _HARMLESS = {"true", "false", "yes", "no", "on", "off", "0", "1", ""}
 _LARGEST_CONFIG = 8 * 1024**2
 _ANSWER_S = 60.0
+# The store's name below a repository's state directory.
+OBJECTS = "objects.git"
 
 
 class Repository:
@@ -49,7 +51,7 @@ class Repository:
         self.state = state.repository_state(common_directory)
         shallow = common_directory / "shallow"
         self.objects = ObjectStore.open(
-            self.state / "objects.git",
+            self.state / OBJECTS,
             alternate=common_directory / "objects",
             object_format=object_format,
             shallow=shallow if shallow.is_file() else None,

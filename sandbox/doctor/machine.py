@@ -7,7 +7,6 @@ import os
 import platform
 import shutil
 import subprocess
-import tempfile
 import time
 from pathlib import Path
 
@@ -19,7 +18,8 @@ from arsandbox.sandbox.engines.host_workspace import HostWorkspace
 from arsandbox.sandbox.engines.port import EngineFacts
 from arsandbox.sandbox.errors import ArsandboxError
 from arsandbox.sandbox.quantities import format_size
-from arsandbox.sandbox.workspace.overlay import overlay_options
+from arsandbox.sandbox.scratch import scratch
+from arsandbox.sandbox.workspace.overlay import overlay_options, unmount_below
 
 _GIT = "sudo apt-get install git"
 _LOW_SPACE = 5 * 1024**3
@@ -90,16 +90,17 @@ def overlay() -> Row:
     """An overlay, mounted as workspaces are."""
     if os.geteuid() != 0:
         return Row(name="overlay", status="ok", detail="mounted by the engine (cannot be tried without root)")
-    with tempfile.TemporaryDirectory(prefix="overlay-", dir=state.home()) as scratch:
-        root = Path(scratch)
+    with scratch(state.new_experiment_id()) as root:
         for name in ("lower", "upper", "work", "merged"):
             (root / name).mkdir()
         options = overlay_options([root / "lower"], root / "upper", root / "work")
-        mounted = attempt(["mount", "-t", "overlay", "overlay", "-o", options, str(root / "merged")])
-        if mounted is not None:
+        try:
+            refused = attempt(["mount", "-t", "overlay", "overlay", "-o", options, str(root / "merged")])
+        finally:
+            unmount_below(root)
+        if refused is not None:
             fix = "set ARSANDBOX_HOME to a directory on ext4 or xfs, not on an overlay"
-            return Row(name="overlay", status="missing", detail=f"cannot be mounted: {mounted}", fix=fix)
-        attempt(["umount", str(root / "merged")])
+            return Row(name="overlay", status="missing", detail=f"cannot be mounted: {refused}", fix=fix)
     return Row(name="overlay", status="ok", detail=f"works below {state.home()}")
 
 
@@ -112,18 +113,20 @@ def quota() -> Row:
             fix = f"sudo apt-get install {package}"
             return Row(name="quota", status="missing", detail=f"{tool} is not installed", fix=fix)
     limits = Limits(disk_bytes=16 * MIB, disk_inodes=1000)
-    workspace = HostWorkspace(Path(tempfile.mkdtemp(prefix="quota-", dir=state.home())), (), limits, 65534)
-    try:
-        workspace.create()
-        size = os.statvfs(workspace.upper)
-        if size.f_blocks * size.f_frsize > limits.disk_bytes:
-            fix = "report this: it must not happen"
-            return Row(name="quota", status="missing", detail="the workspace is larger than its quota", fix=fix)
-    except ArsandboxError as error:
-        fix = "allow loop devices (a container needs --privileged for them), or run arsandbox as an ordinary user"
-        return Row(name="quota", status="missing", detail=error.message, fix=fix)
-    finally:
-        workspace.remove()
+    with scratch(state.new_experiment_id()) as place:
+        (place / "quota").mkdir()
+        workspace = HostWorkspace(place / "quota", (), limits, 65534)
+        try:
+            workspace.create()
+            size = os.statvfs(workspace.upper)
+            if size.f_blocks * size.f_frsize > limits.disk_bytes:
+                fix = "report this: it must not happen"
+                return Row(name="quota", status="missing", detail="the workspace is larger than its quota", fix=fix)
+        except ArsandboxError as error:
+            fix = "allow loop devices (a container needs --privileged for them), or run arsandbox as an ordinary user"
+            return Row(name="quota", status="missing", detail=error.message, fix=fix)
+        finally:
+            workspace.remove()
     return Row(name="quota", status="ok", detail="ext4 images, loop-mounted: tried")
 
 

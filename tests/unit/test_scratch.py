@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,26 @@ def test_gc_removes_what_a_killed_owner_left_and_nothing_of_a_living_one(home: P
         holder.send_signal(signal.SIGKILL)
     assert recovery.collect_garbage(FakeEngine()) == [f"directory {place}", f"directory {folder}"]
     assert not place.exists() and not folder.exists() and recovery.collect_garbage(FakeEngine()) == []
+
+
+def test_gc_removes_what_was_being_made_of_a_store_when_its_controller_died(home: Path) -> None:
+    program = (
+        "import sys, time\nfrom pathlib import Path\nfrom arsandbox.sandbox import state\n"
+        "place = Path(sys.argv[1])\nplace.mkdir(parents=True)\n"
+        "with state.owned(place):\n    print('made', flush=True)\n    time.sleep(60)\n"
+    )
+    store = state.make_private(home / "repos" / "one") / "objects.git"
+    made = [store.with_name("objects.git-x1"), store / "index-x1"]
+    with ExitStack() as stack:
+        for place in made:
+            maker = stack.enter_context(
+                subprocess.Popen([sys.executable, "-c", program, str(place)], stdout=subprocess.PIPE, text=True)
+            )
+            stack.callback(maker.kill)
+            assert maker.stdout is not None and maker.stdout.readline() == "made\n"
+        assert recovery.collect_garbage(FakeEngine()) == [] and all(place.exists() for place in made)
+    assert recovery.collect_garbage(FakeEngine()) == [f"directory {place}" for place in made]
+    assert not any(place.exists() for place in made)
 
 
 def test_a_link_in_its_place_is_not_followed(home: Path, tmp_path: Path) -> None:
