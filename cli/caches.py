@@ -86,11 +86,12 @@ def adopt(
     from arsandbox.sandbox.caches import compiled
     from arsandbox.sandbox.ledger import Ledger
     from arsandbox.sandbox.repository import Repository
+    from arsandbox.sandbox.run_directory import measured_in
 
     repository = Repository.open(repo)
     with Ledger.open(repository.state) as ledger:
         record = ledger.get(identity)
-    version, count = compiled.adopt(name, record, repository.state / "experiments" / record.id)
+    version, count = compiled.adopt(name, record, measured_in(repository.state, record))
     sys.stderr.write(f"{count} new files; a run of this cache has a new set-up, so its baseline is measured anew\n")
     _say(version, json)
 

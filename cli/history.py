@@ -82,12 +82,13 @@ def logs(
 ) -> None:
     """Print what a stage wrote to its output, control sequences stripped."""
     from arsandbox.sandbox.errors import UsageError
+    from arsandbox.sandbox.run_directory import measured_in
 
     if stage not in ("train", "evaluate", "propose"):
         raise UsageError(f"--stage {stage!r}: must be train, evaluate or propose")
     with _ledger(repo) as (ledger, state):
         record = ledger.get(experiment)
-    _print_file(state / "experiments" / record.id / f"{stage}.log", raw=raw)
+    _print_file(measured_in(state, record) / f"{stage}.log", raw=raw)
 
 
 @contextmanager

@@ -154,6 +154,8 @@ def run(
         record = experiment.run(plan, runner, listener)
     if confirm and record.verdict is Verdict.PENDING:
         record = confirmation.confirm(plan, record, runner, listener)
+    elif record.verdict is Verdict.PENDING:
+        listener.note(f"  to confirm it: arsandbox confirm {record.id}")
     if json:
         with last_words():
             sys.stdout.write(record.model_dump_json() + "\n")

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from arsandbox.sandbox import candidate as candidates
-from arsandbox.sandbox import decision, experiment, host, noise, promoting, recovery, state, steps
+from arsandbox.sandbox import decision, experiment, host, noise, promoting, recovery, sealed, state, steps
 from arsandbox.sandbox.decision import Judgement, Noise
 from arsandbox.sandbox.decision.noise import CALIBRATION_RUNS, mean
 from arsandbox.sandbox.engines.port import Engine
@@ -78,7 +78,7 @@ def calibrate(what: Plan, engine: Engine, listener: Listener, ledger: Ledger) ->
     unchanged = candidates.from_commit(what.repository.objects, what.champion.commit, what.champion.commit)
     failures = 0
     while (found := noise.noise_of(ledger, setup)) is None:
-        number = len(noise.calibration_values(ledger, setup)) + 1
+        number = len(noise.calibration_values(ledger, setup, champion=baseline.candidate_tree)) + 1
         listener.note(f"calibrating the noise: run {number} of up to {CALIBRATION_RUNS}")
         part = Part(of=baseline.id, role="calibration", side="champion", pair=number)
         run = experiment.measure_part(what, unchanged, part, engine, listener, ledger)
@@ -208,6 +208,11 @@ class _Confirmation:
         ]
         return min((trust for trust in (self._pending.trust, *runs) if trust is not None), default=None)
 
+    def _refuted(self) -> str | None:
+        """What an audit of this code found against it, which no confirmation outweighs."""
+        audit = sealed.refuted(self._ledger, self._pending)
+        return f"the audit {audit.id} ended as {audit.verdict.value}: {audit.reason}" if audit is not None else None
+
     def _given_up(self, failed: Record) -> Judgement:
         verdict = Verdict.QUARANTINE if failed.verdict is Verdict.QUARANTINE else Verdict.DISCARD
         reason = f"a confirming run ended with {failed.verdict.value}: {failed.reason}"
@@ -231,7 +236,7 @@ class _Confirmation:
     def _written(self, judged: Judgement, champion: Champion, baseline: Baseline, value: float) -> Record | None:
         """The final record, promoted where it won; None when the branch has moved meanwhile."""
         trust = self._trust()
-        blocked = experiment.unpromoted(self._plan, trust)
+        blocked = experiment.unpromoted(self._plan, trust) or self._refuted()
         with run_directory(self._plan.repository.state) as place:
             (place.keep / "patch.diff").write_bytes(self._plan.candidate.diff)
             draft = self._draft(place.id)
@@ -285,7 +290,6 @@ class _Confirmation:
                 "metric": self._pending.metric.model_copy(update={"value": None}),
                 "decision": None,
                 "stages": (),
-                "artifacts": {},
                 "timing": Timing(),
                 "environment": host.environment(),
                 "started_at": now,

@@ -42,7 +42,7 @@ from arsandbox.sandbox.planning import champion_of as champion_of
 from arsandbox.sandbox.planning import plan as plan
 from arsandbox.sandbox.planning import require_image as require_image
 from arsandbox.sandbox.requirements import not_promotable, require_engine
-from arsandbox.sandbox.run_directory import RunDirectory, run_directory
+from arsandbox.sandbox.run_directory import RunDirectory, measured_in, run_directory
 from arsandbox.sandbox.workspace.layers import LayerStore
 
 
@@ -189,22 +189,25 @@ class _Experiment:
         if baseline is not None:
             earlier = self._submitted_before(baseline)
             if earlier is not None:
-                return self._close(Verdict.DISCARD, f"the same code was measured as {earlier}: it gets no new draw")
-            kept = what.repository.state / "experiments" / baseline.id
+                return self._close(Verdict.DISCARD, f"the same code was measured as {earlier}")
+            kept = measured_in(what.repository.state, baseline)
             bench = replace(bench, expected_tests=reported.expected_tests(baseline, kept))
         measure(bench, self._candidate, seed=self._seed, run=self._place, into=self._seen)
         steps.reached("measured")
         return self._judge(baseline, what.champion)
 
     def _submitted_before(self, baseline: Record) -> str | None:
-        """The experiment that measured this very tree against this champion, where drawing again would be luck."""
+        """What to say of the experiment that measured this very tree against this champion: again would be luck."""
         if self._plan.settings.rule.design is None or self._part is not None or self._plan.options.seed is not None:
             return None
         earlier = self._ledger.judged(self._candidate.tree, self._setup, against=baseline.candidate_tree)
         if earlier is None:
             return None
+        earlier = self._ledger.confirmation(earlier.id) or earlier
         self._seen.remark("resubmitted", f"{earlier.id} ({earlier.verdict.value}) has the same tree")
-        return earlier.id
+        if earlier.verdict is Verdict.PENDING:
+            return f"{earlier.id}: it gets no new draw, and is pending (arsandbox confirm {earlier.id})"
+        return f"{earlier.id}: it gets no new draw"
 
     def _set_up(self, bench: Bench) -> None:
         data = bench.data.sha256 if bench.data else None

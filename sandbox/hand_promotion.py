@@ -23,7 +23,11 @@ def promote(repository: Repository, record: Record, *, accept_self_reported: boo
     unpromoted winner, RefusedError when a gate says no, RepositoryError when the branch moves meanwhile.
     """
     if record.verdict is not Verdict.KEEP or record.metric.value is None:
-        raise UsageError(f"experiment {record.id} is no winner ({record.verdict.value})", hint="arsandbox history")
+        pending = record.verdict is Verdict.PENDING
+        raise UsageError(
+            f"experiment {record.id} is no winner ({record.verdict.value})",
+            hint=f"arsandbox confirm {record.id}" if pending else "arsandbox history",
+        )
     if record.promotion is not None:
         raise UsageError(f"experiment {record.id} was promoted already, to {record.promotion.ref}")
     what = plan_of(repository, record, Options())
@@ -86,4 +90,5 @@ def _confirmed(record: Record, champion: Record, judged: Judgement) -> Judgement
             f"{record.id} was confirmed against another champion than today's {champion.id}",
             hint="run the candidate anew: arsandbox run --confirm",
         )
-    return Judgement(Verdict.KEEP, record.reason, record.decision)
+    # Why it was not promoted then is no reason of the promotion now.
+    return Judgement(Verdict.KEEP, record.reason.partition("; not promoted: ")[0], record.decision)

@@ -16,13 +16,16 @@ def noise_of(ledger: Ledger, setup: str) -> Noise | None:
     return Noise.of(calibration_values(ledger, setup))
 
 
-def calibration_values(ledger: Ledger, setup: str) -> tuple[float, ...]:
-    """The first runs of the tree that was calibrated under `setup` on this hardware, the baseline's own included."""
+def calibration_values(ledger: Ledger, setup: str, *, champion: str | None = None) -> tuple[float, ...]:
+    """The first runs of the tree that was calibrated under `setup` on this hardware, the baseline's own included.
+
+    Where none was calibrated yet: those of the tree `champion`, which is about to be.
+    """
     here = host.environment()
     calibrating = [record for record in ledger.draws(setup) if _alike(record, here)]
-    if not calibrating:
+    tree = calibrating[0].candidate_tree if calibrating else champion
+    if tree is None:
         return ()
-    tree = calibrating[0].candidate_tree
     draws = [
         record
         for record in ledger.draws(setup, tree=tree)

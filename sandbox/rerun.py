@@ -34,7 +34,7 @@ from arsandbox.sandbox.models import (
     utc_now,
 )
 from arsandbox.sandbox.repository import Repository
-from arsandbox.sandbox.run_directory import RunDirectory, run_directory
+from arsandbox.sandbox.run_directory import RunDirectory, measured_in, run_directory
 from arsandbox.sandbox.workspace.frozen import digests, require_equal
 from arsandbox.sandbox.workspace.layers import LayerStore
 
@@ -89,6 +89,8 @@ class _Rerun:
     ) -> None:
         self._repository, self._record, self._engine = repository, record, engine
         self._listener, self._ledger, self._place = listener, ledger, place
+        # The one run that artifacts and their value are of: a confirmation's own value is the mean of several.
+        self._behind = ledger.get(record.confirms) if record.confirms is not None else record
         self._seen = _Seen()
         self._runs = 0
 
@@ -96,6 +98,8 @@ class _Rerun:
         """Rebuild, compare, write down."""
         self._settings = rebuild.settings_of(self._repository, self._record)
         self._candidate = rebuild.candidate_of(self._repository, self._record)
+        if mode == "audit":
+            self._require_model()
         self._bench = self._rebuilt_bench()
         self._differences = self._changed_facts()
         self._elsewhere = any(d.fact in _HOST_FACTS for d in self._differences)
@@ -133,33 +137,36 @@ class _Rerun:
 
     def _evaluate_again(self) -> None:
         """R0, where the artifacts were kept."""
-        kept = self._repository.state / "experiments" / self._record.id / "artifacts"
+        kept = measured_in(self._repository.state, self._record) / "artifacts"
         if not kept.is_dir() or self._settings.project.evaluate is None:
             return
-        require_equal(digests(kept), self._record.artifacts, f"the stored artifact of {self._record.id}")
+        require_equal(digests(kept), self._behind.artifacts, f"the stored artifact of {self._behind.id}")
         self._listener.note("R0: evaluating the stored artifact again")
         into = Measurement()
         evaluate(self._bench, self._candidate, kept, run=self._subdirectory(), into=into)
         self._seen.last = into
-        if into.value == self._record.metric.value:
+        if into.value == self._behind.metric.value:
             self._seen.reached.append(Grade.R0)
             self._seen.words.append("R0: the stored artifact gives the same value")
         else:
             self._seen.failed.append(f"R0: the stored artifact now gives {into.value}: {into.problem or 'not equal'}")
 
-    def _audit(self) -> None:
-        """R0 at L4; the sealed text is scored once for a candidate, whoever asks."""
+    def _require_model(self) -> None:
+        """Refuse an audit that has nobody to ask, before the ledger hears of it."""
         evaluated = self._settings.project.evaluate
         if evaluated is None or evaluated.interface != "lm":
             raise UsageError(
                 f"experiment {self._record.id} has no model that could be asked",
                 hint='an audit needs [evaluate] with interface = "lm": docs/integrity.md',
             )
-        if not (self._repository.state / "experiments" / self._record.id / "artifacts").is_dir():
+        if not (measured_in(self._repository.state, self._record) / "artifacts").is_dir():
             raise MachineError(
-                f"the artifacts of {self._record.id} were not kept: only a baseline's and a winner's are",
-                hint=f"arsandbox run --audit, with the patch of {self._record.id}",
+                f"the artifacts of {self._record.id} are not kept: a baseline's, a winner's and a pending one's are",
+                hint=f"arsandbox diff {self._record.id} > edit.patch; arsandbox run --audit --patch edit.patch",
             )
+
+    def _audit(self) -> None:
+        """R0 at L4; the sealed text is scored once for a candidate, whoever asks."""
         before = sealed.scored(self._ledger, self._record)
         self._bench = replace(self._bench, audit=True, sealed=before is None)
         self._evaluate_again()
@@ -179,16 +186,16 @@ class _Rerun:
 
     def _exact(self, *, decides: bool) -> None:
         """R1: the recorded seed must give the recorded artifacts; else, unless it decides, R2 comes next."""
-        if not self._record.artifacts:
+        if not self._behind.artifacts:
             self._seen.words.append("R1 is not offered: the record has no artifacts")
             return
         self._listener.note("R1: running again with the recorded seed")
         again = self._measured(self._candidate, self._record.seed)
-        equal = again.artifacts == self._record.artifacts
+        equal = again.artifacts == self._behind.artifacts
         self._seen.artifacts_equal = equal
         if again.value is not None:
             self._seen.values.append(again.value)
-        if equal and again.value == self._record.metric.value:
+        if equal and again.value == self._behind.metric.value:
             self._seen.reached.append(Grade.R1)
             self._seen.words.append("R1: the same seed gives the same artifacts, bit for bit")
             return
@@ -271,10 +278,9 @@ class _Rerun:
         )
         if record.baseline is None:
             return bench
-        kept = self._repository.state / "experiments" / record.baseline.experiment
-        return replace(
-            bench, expected_tests=reported.expected_tests(self._ledger.get(record.baseline.experiment), kept)
-        )
+        against = self._ledger.get(record.baseline.experiment)
+        kept = measured_in(self._repository.state, against)
+        return replace(bench, expected_tests=reported.expected_tests(against, kept))
 
     def _changed_facts(self) -> tuple[Difference, ...]:
         then, now = self._record.environment, host.environment()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from arsandbox.sandbox import host, recovery, state
 from arsandbox.sandbox.errors import NotRemovedError
+from arsandbox.sandbox.models import Record
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,14 @@ class RunDirectory:
         """Labels for everything that this run makes; it should be gone in `longest_s` seconds."""
         deadline = datetime.now(UTC) + timedelta(seconds=longest_s)
         return host.labels(self.id, deadline.isoformat(timespec="seconds"))
+
+
+def measured_in(repository_state: Path, record: Record) -> Path:
+    """The directory with what the run behind `record` left: logs, artifacts, the list of tests.
+
+    A confirmation has no such run of its own: it stands on that of the pending experiment, which had the same code.
+    """
+    return repository_state / "experiments" / (record.confirms or record.id)
 
 
 @contextmanager

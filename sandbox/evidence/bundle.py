@@ -23,6 +23,7 @@ from arsandbox.sandbox.evidence.statement import PAYLOAD_TYPE, sign, statements
 from arsandbox.sandbox.ledger import Ledger
 from arsandbox.sandbox.models import Record
 from arsandbox.sandbox.repository import Repository
+from arsandbox.sandbox.run_directory import measured_in
 from arsandbox.sandbox.workspace.upper import sha256_of
 
 FORMAT = 1
@@ -82,11 +83,13 @@ def _members(
         yield f"statements/{record.id}.{kind}.json", sign(payload, PAYLOAD_TYPE, signer)
     home = repository.state / "experiments" / record.id
     names = ["patch.diff", *(f"{stage.stage.value}.log" for stage in record.stages if record.rerun is None)]
-    if artifacts and (home / "artifacts").is_dir():
-        names += [f"artifacts/{path}" for path in sorted(record.artifacts)]
     for name in names:
         if (home / name).is_file():
             yield f"experiments/{record.id}/{name}", home / name
+    kept = measured_in(repository.state, record) / "artifacts"
+    for path in sorted(record.artifacts) if artifacts else ():
+        if (kept / path).is_file():
+            yield f"experiments/{record.id}/artifacts/{path}", kept / path
     if record.promotion is not None:
         commit = record.promotion.commit
         yield f"commits/{commit}", repository.objects.git("cat-file", "commit", commit)
