@@ -14,7 +14,7 @@ import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import BinaryIO, TypeAlias
 
 import pathspec
 
@@ -125,14 +125,16 @@ def _edits(
             before = tracked.get(path)
             if cache is not None and before is not None and cache.holds(path, before.mode, before.blob):
                 continue
-            now = _read(root, path)
+            now = _read(root, path, (objects, before) if before is not None else None)
             if now is None and before is not None and before.mode != "160000":
                 edits.append((path, None, ""))
             elif now is not None:
                 mode, content = now
-                if before is None or mode != before.mode or _blob_id(content, before.blob) != before.blob:
+                if content is not None and (
+                    before is None or mode != before.mode or _blob_id(content, before.blob) != before.blob
+                ):
                     edits.append((path, content, mode))
-                elif cache is not None:
+                elif cache is not None and before is not None:
                     cache.remember(path, mode, before.blob)
     finally:
         os.close(root)
@@ -220,8 +222,12 @@ def _is_directory(root: int, path: str) -> bool:
         return False
 
 
-def _read(root: int, path: str) -> tuple[str, bytes] | None:
-    """(git mode, content) of the file or symlink at `path`, or None where there is none."""
+def _read(root: int, path: str, base: tuple[ObjectStore, TreeEntry] | None = None) -> tuple[str, bytes | None] | None:
+    """(git mode, content) of the file or symlink at `path`, or None where there is none.
+
+    The content of a file that is too large for a candidate is None where it is that of the entry in `base`. Raises
+    UsageError for another one, and for what cannot be read.
+    """
     *parents, name = path.split("/")
     directory = os.dup(root)
     try:
@@ -234,16 +240,34 @@ def _read(root: int, path: str) -> tuple[str, bytes] | None:
             return "120000", os.fsencode(os.readlink(name, dir_fd=directory))
         if not stat.S_ISREG(found.st_mode):
             return None
-        if found.st_size > _LARGEST_FILE:
-            raise UsageError(f"{path}: is larger than 64 MiB; it cannot be part of a candidate")
+        mode = "100755" if found.st_mode & 0o100 else "100644"
         with open(os.open(name, _FILE, dir_fd=directory), "rb") as file:
-            return ("100755" if found.st_mode & 0o100 else "100644"), file.read(_LARGEST_FILE)
+            if found.st_size <= _LARGEST_FILE:
+                return mode, file.read(_LARGEST_FILE)
+            if base is not None and base[1].mode == mode and _is_blob(file, found.st_size, *base):
+                return mode, None
+        raise UsageError(
+            f"{path}: is larger than 64 MiB and is not what the base has; it cannot be part of a candidate",
+            hint="take the change back, or commit it to the base",
+        )
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             return None
         raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
     finally:
         os.close(directory)
+
+
+def _is_blob(file: BinaryIO, size: int, objects: ObjectStore, entry: TreeEntry) -> bool:
+    """Whether the `size` bytes of `file` are the content of `entry`; read piece by piece, and only at its own size."""
+    blob = entry.blob
+    if int(objects.git("cat-file", "-s", blob)) != size:
+        return False
+    digest = hashlib.new("sha1" if len(blob) == 40 else "sha256", b"blob %d\0" % size, usedforsecurity=False)
+    while size > 0 and (piece := file.read(min(size, 1024**2))):
+        digest.update(piece)
+        size -= len(piece)
+    return digest.hexdigest() == blob
 
 
 def _blob_id(content: bytes, like: str) -> str:

@@ -52,6 +52,19 @@ def refused(repo, rules: EditRules = RULES, policy: Policy | None = None) -> lis
     return refusals(found, repository.objects, rules, policy or Policy())
 
 
+def test_a_large_file_of_the_base_is_no_part_of_a_candidate_as_long_as_nobody_changes_it(repo) -> None:
+    with (repo.path / "weights.bin").open("wb") as file:
+        file.truncate(65 * 1024**2)
+    repo.commit()
+    repo.write({"train.py": "b\n"})
+    assert changed(repo) == {"train.py": ("100644", b"b\n")}
+    for spoil in (lambda file: file.chmod(0o755), lambda file: file.write_bytes(b"1" + bytes(65 * 1024**2 - 1))):
+        spoil(repo.path / "weights.bin")
+        with pytest.raises(UsageError, match=r"weights\.bin: is larger than 64 MiB and is not what the base has"):
+            freeze(repo)
+        (repo.path / "weights.bin").chmod(0o644)
+
+
 def test_an_untouched_tree_is_the_base(repo) -> None:
     for path in repo.path.rglob("*.py"):
         os.utime(path, (1, 1))
