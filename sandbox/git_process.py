@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from arsandbox.sandbox.errors import RepositoryError
+from arsandbox.sandbox.errors import MachineError, RepositoryError
 
 
 def git_environment(git_directory: Path, *, index: Path | None = None) -> dict[str, str]:
@@ -54,7 +54,8 @@ def run_git(
 ) -> subprocess.CompletedProcess[bytes]:
     """Run git on `git_directory` outside any work tree.
 
-    Raises RepositoryError with git's own last line, or when it takes more than `timeout` seconds.
+    Raises RepositoryError with git's own last line, or when it takes more than `timeout` seconds; MachineError
+    without git.
     """
     try:
         done = subprocess.run(
@@ -67,7 +68,7 @@ def run_git(
             timeout=timeout,
         )
     except FileNotFoundError as error:
-        raise RepositoryError("git is not installed", hint="sudo apt-get install git") from error
+        raise MachineError("git is not installed", hint="sudo apt-get install git") from error
     except subprocess.TimeoutExpired as error:
         raise RepositoryError(f"git {arguments[0]} does not answer on {git_directory}") from error
     if check and done.returncode != 0:

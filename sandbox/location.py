@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 from arsandbox.sandbox import state
-from arsandbox.sandbox.errors import RepositoryError, UsageError
+from arsandbox.sandbox.errors import MachineError, RepositoryError, UsageError
 from arsandbox.sandbox.git_process import SAFE_OPTIONS, git_environment
 
 _ANSWER_S = 20.0
@@ -16,7 +16,7 @@ _ANSWER_S = 20.0
 def find_state(path: Path) -> Path:
     """The state directory of the repository that `path` is in. Raises UsageError where there is none.
 
-    Raises RepositoryError where git does not answer.
+    Raises RepositoryError where git does not answer, MachineError where there is none.
     """
     if not path.exists():
         raise UsageError(f"--repo {path}: no such directory")
@@ -36,7 +36,7 @@ def find_state(path: Path) -> Path:
     except subprocess.TimeoutExpired as error:  # a FIFO in place of its config
         raise RepositoryError(f"{path}: git does not answer; is its .git intact?") from error
     except FileNotFoundError as error:
-        raise RepositoryError("git is not installed", hint="sudo apt-get install git") from error
+        raise MachineError("git is not installed", hint="sudo apt-get install git") from error
     except NotADirectoryError as error:
         raise UsageError(f"--repo {path}: is not a directory") from error
     if found.returncode != 0:

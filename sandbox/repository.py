@@ -12,11 +12,10 @@ import re
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-
-import git
+from types import ModuleType
 
 from arsandbox.sandbox import state
-from arsandbox.sandbox.errors import RefusedError, RepositoryError, UsageError
+from arsandbox.sandbox.errors import MachineError, RefusedError, RepositoryError, UsageError
 from arsandbox.sandbox.git_process import run_git
 from arsandbox.sandbox.objects import ObjectStore
 
@@ -158,6 +157,15 @@ class Repository:
         return listed.returncode == 0 and not listed.stdout
 
 
+def _gitpython() -> ModuleType:
+    """GitPython, which asks for the git program while it is imported. Raises MachineError without one."""
+    try:
+        import git
+    except ImportError as error:
+        raise MachineError("git is not installed", hint="sudo apt-get install git") from error
+    return git
+
+
 def create_repository(place: Path, content: Mapping[str, bytes], *, message: str) -> str:
     """Make a git repository in the empty or new directory `place` with one commit; returns its id.
 
@@ -165,6 +173,7 @@ def create_repository(place: Path, content: Mapping[str, bytes], *, message: str
     """
     if place.exists() and any(place.iterdir()):
         raise UsageError(f"{place} is not empty", hint="name a directory that does not exist yet")
+    git = _gitpython()
     repo = git.Repo.init(place, initial_branch="main")
     for path, data in content.items():
         target = place / path
@@ -172,7 +181,7 @@ def create_repository(place: Path, content: Mapping[str, bytes], *, message: str
         target.write_bytes(data)
     repo.index.add(sorted(content))
     author = git.Actor("arsandbox", "arsandbox@localhost")
-    return repo.index.commit(message, author=author, committer=author, skip_hooks=True).hexsha
+    return str(repo.index.commit(message, author=author, committer=author, skip_hooks=True).hexsha)
 
 
 def clone_repository(url: str, place: Path, *, depth: int) -> Path:
@@ -184,6 +193,7 @@ def clone_repository(url: str, place: Path, *, depth: int) -> Path:
         raise UsageError(f"--clone {url!r}: not a URL that can be cloned", hint="https://, ssh:// or a path")
     name = url.rstrip("/").rsplit("/", 1)[-1].removesuffix(".git")
     target = place / name if place.exists() and any(place.iterdir()) else place
+    git = _gitpython()
     try:
         git.Repo.clone_from(url, target, multi_options=[f"--depth={depth}"] if depth else [])
     except git.GitCommandError as error:

@@ -40,6 +40,13 @@ def test_no_git_repository(home: Path, tmp_path: Path) -> None:
         check(done, 2, "not in a git repository", fix="git init")
 
 
+def test_no_git_program(home: Path, tmp_path: Path) -> None:
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    for command in (["run"], ["history"], ["init"], ["loop", "--propose", "sweep"]):
+        done = support.arsandbox(*command, "--repo", tmp_path, env={"PATH": str(tmp_path)})
+        check(done, 4, "git is not installed", fix="apt-get install git")
+
+
 def test_no_such_directory(home: Path, tmp_path: Path) -> None:
     check(support.arsandbox("run", "--repo", tmp_path / "missing"), 2, "no such directory", fix=None)
 

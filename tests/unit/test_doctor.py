@@ -142,6 +142,14 @@ def test_little_space(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert machine.disk(None).status == "ok"
 
 
+@pytest.mark.parametrize("engine", ["fake", "embedded"])
+def test_a_state_directory_that_cannot_be_made_is_a_row(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ARSANDBOX_HOME", "/proc/nowhere")
+    rows = {row.name: row for row in examine(engine)}
+    assert len(rows) >= 20 and rows["disk"].status == "missing", rows["disk"]
+    assert "cannot create /proc/nowhere" in rows["disk"].detail and "ARSANDBOX_HOME" in rows["disk"].fix
+
+
 def test_images_that_are_pinned(tmp_path: Path) -> None:
     held = Opened("docker", FakeEngine(images=()))
     assert engines.images(held).fix == "arsandbox image build cpu"
