@@ -107,6 +107,8 @@ class Lock:
 
     def close(self) -> None:
         """Give the lock back; the file stays."""
+        # Closing alone gives it back when a program that another thread starts at this moment has come to its exec.
+        fcntl.flock(self._descriptor, fcntl.LOCK_UN)
         os.close(self._descriptor)
 
     def remove(self) -> None:

@@ -172,6 +172,27 @@ def test_a_lock_is_not_inherited_by_programs_that_are_started(tmp_path: Path) ->
     again.close()
 
 
+def test_a_lock_that_is_given_back_is_free_also_while_a_child_has_not_come_to_its_exec(tmp_path: Path) -> None:
+    """Another thread starts a program: until its exec the child has the descriptor too."""
+    lock = state.Lock.try_take(tmp_path / "lock")
+    assert lock is not None
+    ready, done = FORK.Event(), FORK.Event()
+
+    def child() -> None:
+        ready.set()
+        done.wait(30)
+
+    process = FORK.Process(target=child)
+    process.start()
+    assert ready.wait(30)
+    lock.close()
+    again = state.Lock.try_take(tmp_path / "lock")
+    done.set()
+    process.join()
+    assert again is not None
+    again.close()
+
+
 def test_a_lock_on_a_file_that_was_removed_meanwhile_is_not_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
