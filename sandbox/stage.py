@@ -106,6 +106,10 @@ class _Watcher:
         forwarder = 1 if self._plan.egress is not None else 0
         return max(0, self._outlived - forwarder)
 
+    def drop(self) -> None:
+        """Close the log of a stage that did not come to its end; nothing where it was closed."""
+        self._log.close()
+
     def close(self) -> str:
         try:
             self._log.close()
@@ -142,6 +146,7 @@ def run_stage(
     watcher = _Watcher(plan, listener, end)
     try:
         with ExitStack() as stack:
+            stack.callback(watcher.drop)
             proxy = stack.enter_context(Proxy(directory / "egress", plan.egress)) if plan.egress else None
             if proxy is not None:
                 inside.certificates(proxy.directory)
