@@ -35,7 +35,7 @@ def loop(
     propose_timeout: ProposeTimeout = None,
     failures: Annotated[int | None, typer.Option(min=1, help="Stop after so many failed rounds in a row.")] = 10,
     plateau: Annotated[int | None, typer.Option(min=1, help="Stop after so many rounds without a promotion.")] = None,
-    gpu_time: Annotated[str | None, typer.Option(help="Stop when training has used this much GPU time.")] = None,
+    gpu_time: Annotated[str | None, typer.Option(help="Stop when stages have used this much GPU time.")] = None,
     image: Annotated[str | None, typer.Option(help="Image name (see: arsandbox image list).")] = None,
     budget: Annotated[str | None, typer.Option(help="Wall-clock time for training: 20s, 5m, 1h30m.")] = None,
     grace: Annotated[str | None, typer.Option(help="Time on top for start-up and closing work.")] = None,

@@ -251,9 +251,9 @@ def _warn_of_gpus(plan: Plan) -> None:
     from arsandbox.sandbox.errors import MachineError
     from arsandbox.sandbox.gpu.grant import require_devices
 
-    if plan.settings.gpus.number:
+    if plan.settings.needed_gpus.number:
         try:
-            require_devices(plan.settings.gpus)
+            require_devices(plan.settings.needed_gpus)
         except MachineError as error:
             _would_stop(error)
 
@@ -284,6 +284,7 @@ def _say_plan(plan: Plan, propose: str | None, *, as_json: bool) -> None:
         "budget_s": settings.budget_s,
         "grace_s": settings.grace_s,
         "gpus": str(settings.gpus),
+        "evaluation_gpus": str(settings.evaluation_gpus),
         "policy": settings.policy.model_dump(mode="json"),
         "stages": [] if plan.refusals else rehearse(plan),
     }

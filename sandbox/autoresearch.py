@@ -35,6 +35,7 @@ protected = [{protected}]
 name = "val_bpb"
 goal = "min"
 source = "stdout"       # train.py evaluates itself: self-reported, promoted with --accept-self-reported alone
+                        # (apart, with gpus = 1 in [evaluate]: docs/integrity.md, An autoresearch repository at L3)
 evaluator = ["prepare.py"]
 plausible = [0.2, 16.0]
 

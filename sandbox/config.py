@@ -123,13 +123,15 @@ class EvaluateConfig(Section):
 
     Without an `interface`, `command` is trusted code of the base commit in a container of its own. With
     `lm`, `serve` is the command of the model box, which answers for the candidate, and a scorer of ours asks
-    it; with `predictions` a scorer of ours reads a file.
+    it; with `predictions` a scorer of ours reads a file. `gpus` is how many devices the command, or the model
+    box, gets; no scorer has any.
     """
 
     command: Command | None = None
     artifacts: Annotated[tuple[RepositoryPath, ...], Field(min_length=1)]
     data: tuple[RepositoryPath, ...] = ()
     timeout: Seconds = 300.0
+    gpus: Annotated[StrictInt, Field(ge=0, le=64)] = 0
     interface: Literal["lm", "predictions"] | None = None
     serve: Command | None = None
     lm: LanguageModelConfig | None = None
@@ -142,6 +144,8 @@ class EvaluateConfig(Section):
             if (getattr(self, name) is not None) != (name in needed):
                 kind = "no interface" if self.interface is None else f"interface = {self.interface!r}"
                 return f"[evaluate] with {kind} {'needs' if name in needed else 'takes no'} {name!r}"
+        if self.interface == "predictions" and self.gpus:
+            return "[evaluate] with interface = 'predictions' takes no 'gpus': a scorer of ours alone runs, without any"
         hidden = [self.lm.text, self.lm.sealed] if self.lm else [self.predictions.targets] if self.predictions else []
         for path in hidden:
             if path is not None and not any(path == root or path.startswith(f"{root}/") for root in self.data):

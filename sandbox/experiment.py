@@ -59,9 +59,9 @@ def run(what: Plan, engine: Engine, listener: Listener, *, recovering: bool = Tr
     for policy in what.settings.used_policies:
         require_engine(policy, engine.info())
     require_image(engine, what.image)
-    if what.settings.gpus.number:
+    if what.settings.needed_gpus.number:
         labels = host.labels(f"gpu-trial-{state.new_experiment_id()}", utc_now())
-        gpus.require(what.settings.gpus, engine, what.image, labels=labels)
+        gpus.require(what.settings.needed_gpus, engine, what.image, labels=labels)
     if what.branch != what.preferred_branch:
         listener.note(f"{what.preferred_branch} is checked out and never moved: a winner goes to {what.branch}")
     for path in what.candidate.left_out[:5]:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from arsandbox.sandbox import hygiene, plausibility, reported, steps
+from arsandbox.sandbox import devices, hygiene, plausibility, reported, steps
 from arsandbox.sandbox.bench import Bench as Bench
 from arsandbox.sandbox.bench import Measurement as Measurement
 from arsandbox.sandbox.bench import determinism as determinism
@@ -24,7 +24,7 @@ from arsandbox.sandbox.errors import StateError
 from arsandbox.sandbox.evaluation import heldout, roles, verified
 from arsandbox.sandbox.evaluation.mounts import TARGET, furnish, python_path
 from arsandbox.sandbox.evaluation.tap import DataTap
-from arsandbox.sandbox.gpu.grant import Grant, granted
+from arsandbox.sandbox.gpu.grant import Grant
 from arsandbox.sandbox.metrics import Metrics
 from arsandbox.sandbox.models import Reason, Stage
 from arsandbox.sandbox.run_directory import RunDirectory
@@ -34,8 +34,6 @@ from arsandbox.sandbox.stage import StagePlan, StageRun, last_line, run_stage
 from arsandbox.sandbox.workspace.upper import shown
 
 _MOST_NAMED = 20
-# What another user of a GPU, or its failure, does to a measurement.
-_DISTURBING = ("gpu_lost", "gpu_shared")
 
 
 def measure(bench: Bench, candidate: Candidate, *, seed: int, run: RunDirectory, into: Measurement) -> None:
@@ -43,6 +41,7 @@ def measure(bench: Bench, candidate: Candidate, *, seed: int, run: RunDirectory,
 
     Where the bench has slots, it waits for one with its sandbox made, if there are processors for that one too.
     """
+    devices.require_for_evaluation(bench, run)
     with turn(bench.slots) as waiting:
         _measure(bench, candidate, seed, run, into, waiting)
         into.gap_s = waiting.gap_s
@@ -55,6 +54,9 @@ def _measure(bench: Bench, candidate: Candidate, seed: int, run: RunDirectory, i
     assert into.train is not None  # noqa: S101 - just run
     into.tests_failed = reported.tests_may_fail(bench, into)
     if not into.ended_well or into.tampered:
+        return
+    if bench.settings.evaluation_gpus.number and devices.spoilt(into):
+        into.problem = "it was not evaluated: a GPU was lost or shared while it trained"
         return
     name = bench.settings.project.metric.name
     if bench.settings.project.evaluate is None:
@@ -70,18 +72,13 @@ def _measure(bench: Bench, candidate: Candidate, seed: int, run: RunDirectory, i
 
 
 def _train(bench: Bench, candidate: Candidate, seed: int, run: RunDirectory, into: Measurement, turn: Turn) -> None:
-    settings, labels = bench.settings, run.labels(bench.longest_s)
-    if not settings.gpus.number:
+    if not bench.settings.gpus.number:
         _train_with(None, bench, candidate, seed, run, into, turn, turn.trained)
         return
     turn.wait()  # whose turn it is leases the devices; the next turn begins when they are given back
-    ceiling, times = settings.policy.limits.vram_bytes, list[tuple[float, float]]()
-    with granted(settings.gpus, bench.engine, bench.image, ceiling=ceiling, labels=labels) as gpus:
+    times = list[tuple[float, float]]()
+    with devices.lent(bench, bench.settings.gpus, Stage.TRAIN, run=run, into=into) as gpus:
         _train_with(gpus, bench, candidate, seed, run, into, turn, lambda *told: times.append(told))
-        for finding in gpus.findings():
-            into.findings.append(finding)
-            if finding.code in _DISTURBING:
-                into.disturbed.append(finding.detail)
     for started, ended in times:
         turn.trained(started, ended)
 
@@ -243,15 +240,18 @@ def evaluate(bench: Bench, candidate: Candidate, artifacts: Path, *, run: RunDir
     """Evaluate the files in `artifacts` that `candidate` left, as its base commit says; sets value or problem."""
     plan_of = bench.settings.project.evaluate
     assert plan_of is not None  # noqa: S101 - the caller has looked
-    if plan_of.interface is not None:
-        roles.evaluate_in_roles(bench, candidate, artifacts, run=run, into=into)
-    else:
-        _evaluate_apart(bench, candidate.base, plan_of, artifacts, run, into)
+    stage = Stage.EVALUATE if plan_of.interface is None else Stage.MODEL
+    with devices.lent(bench, bench.settings.evaluation_gpus, stage, run=run, into=into) as gpus:
+        if plan_of.interface is not None:
+            roles.evaluate_in_roles(bench, candidate, artifacts, gpus, run=run, into=into)
+        else:
+            _evaluate_apart(bench, candidate.base, plan_of, artifacts, gpus, run, into)
 
 
 def _evaluate_apart(
-    bench: Bench, base: str, plan_of: EvaluateConfig, artifacts: Path, run: RunDirectory, into: Measurement
-) -> None:
+    bench: Bench, base: str, plan_of: EvaluateConfig, artifacts: Path, gpus: Grant | None, run: RunDirectory,
+    into: Measurement,
+) -> None:  # fmt: skip
     """The base commit's evaluator in a container of its own (L2)."""
     settings = bench.settings
     assert plan_of.command is not None  # noqa: S101 - checked by the config
@@ -280,6 +280,7 @@ def _evaluate_apart(
         limit_s=plan_of.timeout,
         log=run.keep / "evaluate.log",
         metric=settings.project.metric.name,
+        gpus=gpus,
     )
     labels = run.labels(bench.longest_s)
     with run_stage(
@@ -289,7 +290,8 @@ def _evaluate_apart(
         name = settings.project.metric.name
         ended = stage.outcome.termination
         if ended.reason is not Reason.COMPLETED:
-            into.problem = f"the evaluation ended with {ended.reason.value}: {last_line(plan.log) or ended.detail}"
+            words = last_line(plan.log) if ended.reason is not Reason.VRAM else ""  # what it said has no part in that
+            into.problem = f"the evaluation ended with {ended.reason.value}: {words or ended.detail}"
         elif name in stage.metrics.conflicting:
             into.problem = f"the evaluation printed differing values of {name}"
         elif name not in stage.metrics.values:

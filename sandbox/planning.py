@@ -133,8 +133,8 @@ def _image(settings: Settings, find_image: Callable[[str], ImageRef]) -> ImageRe
     try:
         return find_image(settings.project.image)
     except MachineError:
-        if settings.gpus.number:
-            require_devices(settings.gpus)
+        if settings.needed_gpus.number:
+            require_devices(settings.needed_gpus)
         raise
 
 

@@ -12,7 +12,7 @@ from arsandbox.policies import sources
 from arsandbox.policies.meet import Effective, Layer, combine
 from arsandbox.policies.model import Limits, Policy, StageName
 from arsandbox.sandbox import config
-from arsandbox.sandbox.config import LimitsConfig, PrepareConfig, ProjectConfig
+from arsandbox.sandbox.config import EvaluateConfig, LimitsConfig, PrepareConfig, ProjectConfig
 from arsandbox.sandbox.errors import MachineError, RefusedError, UsageError
 
 STAGES: tuple[StageName, ...] = get_args(StageName)
@@ -40,7 +40,7 @@ def stage_policies(
 ) -> dict[str, Effective]:
     """The policy of each stage. `limits`: the command line's, by the policy's names; `named`: `--policy`;
     `gpus`: who asks for how many of them, and `network`: who asks for which one; both
-    concern the train stage alone.
+    concern the train stage alone. Those of the evaluation are the project's to ask for.
 
     Raises RefusedError when a source asks for more than a stricter one allows, UsageError for a malformed
     source, MachineError for more cores than the machine has.
@@ -57,6 +57,8 @@ def stage_policies(
         askers.append(Layer("the command line", of_options))
         if stage == "train" and gpus[1]:
             askers.append(Layer(gpus[0], Policy(gpus=gpus[1])))
+        if project.evaluate is not None and project.evaluate.gpus and stage == _on_gpus(project.evaluate):
+            askers.append(Layer("[evaluate] gpus of the project", Policy(gpus=project.evaluate.gpus), local=False))
         if stage == "train" and network is not None:
             askers.append(Layer(*network))
         if stage == "prepare":  # last: nothing is granted that this section does not ask for
@@ -84,6 +86,11 @@ def _preset(stage: str) -> Layer:
         return Layer(f"preset {name}", file.for_stage(stage))
     fewer = file.limits.model_copy(update={"cpus": cpus})
     return Layer(f"preset {name}, on this machine", file.model_copy(update={"limits": fewer}).for_stage(stage))
+
+
+def _on_gpus(evaluate: EvaluateConfig) -> StageName:
+    """The stage of the evaluation that its GPUs are for."""
+    return "model" if evaluate.interface is not None else "evaluate"
 
 
 def _network(asked: PrepareConfig | None) -> Policy:

@@ -7,6 +7,7 @@ from arsandbox.sandbox import candidate as candidates
 from arsandbox.sandbox import settings as configuration
 from arsandbox.sandbox.candidate import Candidate
 from arsandbox.sandbox.errors import MachineError, RefusedError
+from arsandbox.sandbox.gpu.request import NONE
 from arsandbox.sandbox.models import Record
 from arsandbox.sandbox.objects import ObjectStore
 from arsandbox.sandbox.repository import Repository
@@ -20,6 +21,10 @@ def settings_of(repository: Repository, record: Record) -> Settings:
     """The settings that `record` ran with. Raises MachineError when its base commit is gone."""
     objects, effective = repository.objects, record.policy.effective
     _require_commit(objects, record.base_commit)
+    project = configuration.load_project(objects, record.base_commit)
+    # A record that tells of none was made with `--gpus none`, or nobody asked for any; where the evaluation has some
+    # `--gpus none` is refused, so that it is the latter.
+    nobody = None if project is not None and project.evaluate is not None and project.evaluate.gpus else NONE
     options = Options(
         image=record.image.name,
         budget_s=record.budget_s,
@@ -31,9 +36,9 @@ def settings_of(repository: Repository, record: Record) -> Settings:
         limits=dict(effective["limits"]),
         caches={one.name: one.sha256 for one in record.caches},
         network=("the record", Policy(**{key: effective[key] for key in _NETWORK if key in effective})),
-        gpus=str(effective.get("asked_gpus", "none")),
+        gpus=effective.get("asked_gpus", nobody),
     )
-    return configuration.resolve(configuration.load_project(objects, record.base_commit), options)
+    return configuration.resolve(project, options)
 
 
 def candidate_of(repository: Repository, record: Record) -> Candidate:

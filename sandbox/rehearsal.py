@@ -31,7 +31,7 @@ def rehearse(plan: Plan) -> list[dict[str, Any]]:
     """
     engine = FakeEngine(scripted(_scripts(plan.settings)))
     # Devices are a real run's: a rehearsal leases none.
-    objects, settings = plan.repository.objects, replace(plan.settings, gpus=GpuRequest())
+    objects, settings = plan.repository.objects, replace(plan.settings, gpus=GpuRequest(), evaluation_gpus=GpuRequest())
     with scratch(state.new_experiment_id()) as place:
         layers = LayerStore(place / "layers", objects)
         with run_directory(place) as run:

@@ -9,7 +9,9 @@ where only differences can be compared.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 from arsandbox.sandbox import agreement, host, prepared, rebuild, reported, sealed, state
@@ -142,9 +144,7 @@ class _Rerun:
             return
         require_equal(digests(kept), self._behind.artifacts, f"the stored artifact of {self._behind.id}")
         self._listener.note("R0: evaluating the stored artifact again")
-        into = Measurement()
-        evaluate(self._bench, self._candidate, kept, run=self._subdirectory(), into=into)
-        self._seen.last = into
+        into = self._undisturbed(partial(evaluate, self._bench, self._candidate, kept))
         if into.value == self._behind.metric.value:
             self._seen.reached.append(Grade.R0)
             self._seen.words.append("R0: the stored artifact gives the same value")
@@ -239,11 +239,15 @@ class _Rerun:
         return value, "value"
 
     def _measured(self, candidate: Candidate, seed: int) -> Measurement:
-        """One measurement; a disturbed one is made again as often as the project says."""
+        """One measurement from training on."""
         self._seen.seeds.append(seed)
+        return self._undisturbed(partial(measure, self._bench, candidate, seed=seed))
+
+    def _undisturbed(self, work: Callable[..., None]) -> Measurement:
+        """What `work` measures; a disturbed measurement is made again as often as the project says."""
         for _ in range(self._settings.project.measurement.repeat + 1):
             into = Measurement()
-            measure(self._bench, candidate, seed=seed, run=self._subdirectory(), into=into)
+            work(run=self._subdirectory(), into=into)
             self._seen.last = into
             if not into.disturbed:
                 return into

@@ -20,7 +20,7 @@ from arsandbox.sandbox.config import ProjectConfig
 from arsandbox.sandbox.decision.rules import Rule
 from arsandbox.sandbox.engines.port import ReadOnlyMount
 from arsandbox.sandbox.errors import MachineError, RefusedError, UsageError
-from arsandbox.sandbox.gpu.request import GpuRequest
+from arsandbox.sandbox.gpu.request import EVALUATE, GpuRequest
 from arsandbox.sandbox.gpu.request import default_for as default_gpus
 from arsandbox.sandbox.gpu.request import parse as parse_gpus
 from arsandbox.sandbox.models import CacheUse, Stage
@@ -74,6 +74,7 @@ class Settings:
     grace_s: float
     gpus: GpuRequest
     caches: tuple[CacheVersion, ...] = ()
+    evaluation_gpus: GpuRequest = field(default_factory=GpuRequest)
 
     @property
     def policy(self) -> Policy:
@@ -83,6 +84,11 @@ class Settings:
     def policy_for(self, stage: Stage | StageName) -> Policy:
         """The policy that holds for `stage`."""
         return self.policies[str(stage)].policy
+
+    @property
+    def needed_gpus(self) -> GpuRequest:
+        """The larger request of training's and the evaluation's: a machine that can serve it can serve both."""
+        return max(self.gpus, self.evaluation_gpus, key=lambda one: one.number)
 
     @property
     def audits(self) -> bool:
@@ -169,6 +175,8 @@ class Settings:
             mode="json",
             exclude=_UNMEASURED,
         )
+        if project["evaluate"] is not None and not project["evaluate"]["gpus"]:
+            del project["evaluate"]["gpus"]  # none: as it was named before there were any
         if self.project.mounts:
             project["mounts"] = list(self.project.mounts)
         if self.caches:
@@ -223,7 +231,8 @@ def resolve(project: ProjectConfig | None, options: Options) -> Settings:
     grace = options.grace_s if options.grace_s is not None else project.grace
     if grace is None:
         grace = max(_LEAST_GRACE_S, budget / 10)
-    settings = Settings(project, policies, budget, grace, gpus, _caches(project, options))
+    evaluating = _evaluation_gpus(project, gpus, options.gpus)
+    settings = Settings(project, policies, budget, grace, gpus, _caches(project, options), evaluating)
     _require_allowed(settings)
     return settings
 
@@ -234,6 +243,26 @@ def asked_gpus(project: ProjectConfig, option: str | None = None) -> tuple[GpuRe
         if text is not None:
             return parse_gpus(text, what=asker), asker
     return default_gpus(project.image), f"the image {project.image} (--gpus none leaves it out)"
+
+
+def _evaluation_gpus(project: ProjectConfig, trained_on: GpuRequest, option: str | None) -> GpuRequest:
+    """What the evaluation asks for: some of the devices that training's request names, where it names any."""
+    number = project.evaluate.gpus if project.evaluate is not None else 0
+    if not number:
+        return GpuRequest()
+    if option is not None and not trained_on.number:
+        raise UsageError(
+            f"--gpus {option}: the evaluation asks for {number} ([evaluate] gpus), so this cannot run without",
+            hint='leave --gpus out; gpus = "none" in the config is for training alone',
+        )
+    if trained_on.uuids and number > trained_on.number:
+        raise UsageError(
+            f"[evaluate] gpus = {number}, but only {trained_on.number} are named for this run ({trained_on})",
+            hint="name more of them, or ask for a number instead: --gpus 1",
+        )
+    if trained_on.uuids:
+        return GpuRequest(uuids=trained_on.uuids[:number], key=EVALUATE)
+    return GpuRequest(count=number, key=EVALUATE)
 
 
 def _with_options(project: ProjectConfig, options: Options) -> ProjectConfig:

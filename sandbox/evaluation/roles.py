@@ -26,6 +26,7 @@ from arsandbox.sandbox.errors import ArsandboxError, StateError
 from arsandbox.sandbox.evaluation.channel import SOCKET_NAME, ChannelError, Endpoint, exchange
 from arsandbox.sandbox.evaluation.mounts import LIBRARY, TARGET, furnish, python_path
 from arsandbox.sandbox.events import Silent
+from arsandbox.sandbox.gpu.grant import Grant
 from arsandbox.sandbox.models import Finding, Model, Reason, Stage, StageRecord, Termination
 from arsandbox.sandbox.run_directory import RunDirectory
 from arsandbox.sandbox.stage import StagePlan, last_line, run_stage
@@ -49,14 +50,17 @@ class ScorerResult(Model):
 
 
 def evaluate_in_roles(
-    bench: Bench, candidate: Candidate, artifacts: Path, *, run: RunDirectory, into: Measurement
+    bench: Bench, candidate: Candidate, artifacts: Path, gpus: Grant | None, *, run: RunDirectory, into: Measurement
 ) -> None:
-    """Evaluate the files in `artifacts` of `candidate`; sets value, trust, findings or problem."""
+    """Evaluate the files in `artifacts` of `candidate`; sets value, trust, findings or problem.
+
+    `gpus` are for the model boxes, which follow one another; the scorer never has any.
+    """
     began = time.monotonic()
     plan_of = bench.settings.project.evaluate
     assert plan_of is not None  # noqa: S101 - the caller has looked
     with _channels(run) as place:
-        _Evaluation(bench, candidate, artifacts, run, into, place, plan_of).run()
+        _Evaluation(bench, candidate, artifacts, gpus, run, into, place, plan_of).run()
     into.evaluate_s += time.monotonic() - began
 
 
@@ -122,13 +126,14 @@ class _Evaluation:
         bench: Bench,
         candidate: Candidate,
         artifacts: Path,
+        gpus: Grant | None,
         run: RunDirectory,
         into: Measurement,
         place: Path,
         config: EvaluateConfig,
     ) -> None:
         self.bench, self.config, self.place, self.run_directory = bench, config, place, run
-        self._artifacts, self._into = artifacts, into
+        self._artifacts, self._gpus, self._into = artifacts, gpus, into
         layers, heldout, base = bench.layers, bench.settings.heldout, candidate.base
         own = layers.layers(candidate.commit, without=heldout).paths
         trusted = (*layers.only(base, heldout).paths, *layers.layers(base, without=heldout).paths)
@@ -187,6 +192,7 @@ class _Evaluation:
             limit_s=self.config.timeout,
             log=self.run_directory.keep / log,
             mounts=tuple(mounts),
+            gpus=self._gpus if stage is Stage.MODEL else None,
         )
 
     def _task(self) -> dict[str, Any]:
@@ -244,6 +250,11 @@ class _Evaluation:
             # Whatever is scored beside it is the base commit's, which had room enough at the baseline.
             into.problem = f"the scorer ran out of memory on {self._predictions()}: {ended.detail}"
             into.remark("bad_artifact", into.problem)
+            return
+        ends = [box.record.termination for box in self._boxes if box.record is not None]
+        over = next((one for one in ends if one.reason is Reason.VRAM), None)
+        if over is not None:  # also where the box had answered everything by then
+            into.problem = f"the model box ended with vram: {over.detail}"
             return
         if self._failure is not None:
             into.problem = self._why(self._failure, ended, log)

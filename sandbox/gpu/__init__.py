@@ -1,1 +1,1 @@
-"""GPUs for a training stage: what was asked for, exclusive leases, what was used. docs/gpus.md."""
+"""GPUs for a stage: what was asked for, exclusive leases, what was used. docs/gpus.md."""

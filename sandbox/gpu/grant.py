@@ -1,4 +1,4 @@
-"""A training stage's GPUs from lease to return: what is asked of the machine first, what is found afterwards."""
+"""A stage's GPUs from lease to return: what is asked of the machine first, what is found afterwards."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ _TOLERANCE = 64 * 1024**2
 
 
 class Grant:
-    """Leased devices, and what is seen of them while a stage runs. `way` is how the engine gives them."""
+    """Leased devices, and what is seen of them while stages run on them in turn. `way` is how the engine gives them."""
 
     def __init__(self, lease: Lease, way: str, ceiling: int) -> None:
-        self._lease, self.way = lease, way
-        self._sampler = Sampler(lease.devices, lease.baselines, ceiling)
+        self._lease, self.way, self._ceiling = lease, way, ceiling
+        self._samplers: list[Sampler] = []
+        self._between = ""
 
     @property
     def uuids(self) -> tuple[str, ...]:
@@ -42,35 +43,46 @@ class Grant:
     @property
     def over(self) -> str | None:
         """Why the stage must end now, in words, or None: it was seen above its ceiling."""
-        return self._sampler.over
+        return self._samplers[-1].over if self._samplers else None
 
     @contextmanager
     def sampled(self) -> Iterator[None]:
-        """Sample while open: once, around the stage."""
-        with self._sampler:
+        """Sample while open, around one stage; what a stage before it used comes back first, so that it is not its."""
+        if self._samplers:
+            self._between = self._between or self._returned()
+        sampler = Sampler(self._lease.devices, self._lease.baselines, self._ceiling)
+        self._samplers.append(sampler)
+        with sampler:
             yield
 
     def usage(self) -> GpuUsage:
-        """What the stage did to the devices. Raises MachineError where the driver could not be read."""
-        if self._sampler.problem is not None:
-            raise MachineError(f"the GPUs could not be watched: {self._sampler.problem}", hint="nvidia-smi says more")
-        return self._sampler.usage(self.way)
+        """What the stage, the last one, did to the devices. Raises MachineError where the driver could not be read."""
+        sampler = self._samplers[-1]
+        if sampler.problem is not None:
+            raise MachineError(f"the GPUs could not be watched: {sampler.problem}", hint="nvidia-smi says more")
+        return sampler.usage(self.way)
 
     def findings(self) -> list[Finding]:
-        """What is wrong with the devices now that the stage's sandbox is gone; waits for its memory to come back."""
+        """What is wrong with the devices now that the stages' sandboxes are gone; waits for the memory to come back."""
         found = []
-        if self._sampler.lost is not None:
-            found.append(Finding(code="gpu_lost", detail=f"the driver lost a GPU: {self._sampler.lost}"))
-        if self._sampler.strangers:
-            stranger = min(self._sampler.strangers)
-            found.append(Finding(code="gpu_shared", detail=f"process {stranger} of the host computed on it, too"))
+        lost = next((one.lost for one in self._samplers if one.lost is not None), None)
+        if lost is not None:
+            found.append(Finding(code="gpu_lost", detail=f"the driver lost a GPU: {lost}"))
+        strangers = set[int]().union(*(one.strangers for one in self._samplers))
+        if strangers:
+            found.append(Finding(code="gpu_shared", detail=f"process {min(strangers)} of the host computed on it, too"))
+        left = self._returned() or self._between
+        return found + ([Finding(code="gpu_not_returned", detail=left)] if left else [])
+
+    def _returned(self) -> str:
+        """Wait for the devices to be as they were; in words what keeps them from it in the end, or nothing."""
         end = time.monotonic() + _SETTLED_S
         while (left := self._left()) and time.monotonic() < end:
             time.sleep(0.2)
-        return found + ([Finding(code="gpu_not_returned", detail=left)] if left else [])
+        return left
 
     def _left(self) -> str:
-        """What the stage left on its devices, in words; empty when they are as they were."""
+        """What is left on the devices, in words; empty when they are as they were."""
         with nvml.session() as driver:
             for device in self._lease.devices:
                 try:
@@ -91,7 +103,7 @@ def require(request: GpuRequest, engine: Engine, image: ImageRef, *, labels: Map
 
     Raises MachineError with what is missing: driver, device, toolkit, engine.
     """
-    offer = _offer(engine)
+    offer = _offer(engine, request)
     chosen = require_devices(request)
     _require_fixed_toolkit()
     return offer.offer_gpus(image, chosen, labels=labels)
@@ -112,7 +124,7 @@ def granted(
     `ceiling` is the most GPU memory in bytes that a stage may use on each. Raises MachineError as `require` does,
     and where the devices are not free.
     """
-    offer = _offer(engine)
+    offer = _offer(engine, request)
     _require_fixed_toolkit()
     with nvml.session() as driver:
         lease = Lease.take(request, driver, lambda: engine.labelled(LABEL))
@@ -122,9 +134,10 @@ def granted(
         lease.release()
 
 
-def _offer(engine: Engine) -> GpuOffer:
+def _offer(engine: Engine, request: GpuRequest) -> GpuOffer:
     if not isinstance(engine, GpuOffer):
-        raise MachineError(f"the {engine.info().name} engine grants no GPUs", hint="--engine docker, or --gpus none")
+        hint = f"--engine docker, or {request.instead(0)}"
+        raise MachineError(f"the {engine.info().name} engine grants no GPUs", hint=hint)
     return engine
 
 

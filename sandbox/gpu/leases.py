@@ -93,7 +93,7 @@ def candidates(request: GpuRequest, devices: Sequence[Device]) -> list[Device]:
             raise MachineError(
                 f"{request.count} GPUs are asked for, but this machine has {len(whole)}"
                 f"{' that are not divided into MIG devices' if divided else ''}",
-                hint="name MIG devices by UUID (nvidia-smi -L)" if divided else f"--gpus {len(whole) or 'none'}",
+                hint="name MIG devices by UUID (nvidia-smi -L)" if divided else request.instead(len(whole)),
             )
         return whole
     known = {device.uuid: device for device in devices}

@@ -3,26 +3,38 @@
 from __future__ import annotations
 
 import re
+from typing import Literal
 
 from arsandbox.images.recipe import available, load_recipe
 from arsandbox.sandbox.errors import UsageError
 from arsandbox.sandbox.models import Model
 
 NONE = "none"
+Key = Literal["--gpus", "[evaluate] gpus"]
+TRAIN: Key = "--gpus"
+EVALUATE: Key = "[evaluate] gpus"
 _UUID = re.compile(r"(?:GPU|MIG)-[0-9A-Za-z/-]{1,80}")
 _EXAMPLE = "write it like none, 1, or the UUIDs that `nvidia-smi -L` lists: GPU-8f3c…,GPU-51aa…"
 
 
 class GpuRequest(Model):
-    """`count` devices, whichever are free; or exactly those that `uuids` names (whole GPUs or MIG devices)."""
+    """`count` devices, whichever are free; or exactly those that `uuids` names (whole GPUs or MIG devices).
+
+    `key` is where it was asked for.
+    """
 
     count: int = 0
     uuids: tuple[str, ...] = ()
+    key: Key = TRAIN
 
     @property
     def number(self) -> int:
         """How many devices are asked for."""
         return len(self.uuids) or self.count
+
+    def instead(self, number: int) -> str:
+        """How `number` devices are asked for instead, for whoever reads a refusal."""
+        return f"--gpus {number or NONE}" if self.key == TRAIN else f"{self.key} = {number}"
 
     def __str__(self) -> str:
         """As `--gpus` takes it."""

@@ -17,7 +17,7 @@ class Bounds:
     """Each bound ends the loop when it is reached; None where there is none.
 
     `count` rounds in all, resumed ones included; `seconds` of this call; `failures` rounds in a row that gave
-    no value to judge; `plateau` rounds in a row without a promotion; `gpu_seconds` of training times GPUs.
+    no value to judge; `plateau` rounds in a row without a promotion; `gpu_seconds` of stages times GPUs.
     """
 
     count: int | None = None
@@ -44,8 +44,9 @@ class Bounds:
 
 
 def gpu_seconds(records: Sequence[Record]) -> float:
-    """Seconds of training times the GPUs that each had, over all runs, the confirming ones included."""
-    return sum(record.timing.run_s * len(record.usage.gpu.get("devices", ())) for record in records)
+    """Seconds of training and evaluation times the GPUs that each had, over all runs, the confirming ones included."""
+    stages = [stage for record in records for stage in record.stages]
+    return sum(stage.wall_s * len(stage.usage.gpu.get("devices", ())) for stage in stages)
 
 
 def stop_file(worktree: Path) -> Path:

@@ -96,7 +96,9 @@ class _Loop:
         start = Request(order.path, options, base=identity.base, commit=identity.base)
         self._start = plan(start, find_image=find_image)
         busy = (order.parallel + 1) * self._start.settings.policy.limits.cpus
-        slots = Slots(order.parallel, overlap=(os.cpu_count() or 1) >= busy, stop=listener.stop)
+        # With GPUs for the evaluation too, the next training would take the device before it.
+        overlap = (os.cpu_count() or 1) >= busy and not self._start.settings.evaluation_gpus.number
+        slots = Slots(order.parallel, overlap=overlap, stop=listener.stop)
         self._course = Course(order.path, options, identity, engine, find_image, slots)
         self._done: queue.Queue[Record | BaseException | None] = queue.Queue()
         self._lock = threading.Lock()
@@ -146,7 +148,7 @@ class _Loop:
         champion = self._start.champion.commit
         request = Request(self._order.path, self._course.options, base=champion, commit=champion)
         what = replace(plan(request, find_image=self._find_image), slots=self._course.slots)
-        if self._order.bounds.gpu_seconds is not None and not what.settings.gpus.number:
+        if self._order.bounds.gpu_seconds is not None and not what.settings.needed_gpus.number:
             raise UsageError(
                 "--gpu-time: no GPU is asked for, so this bound would never be reached",
                 hint="bound the loop by --for or -n, or ask for GPUs: --gpus 1",

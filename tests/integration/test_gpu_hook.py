@@ -34,6 +34,17 @@ import os, json
 print("SEEN", json.dumps({"nodes": sorted(n for n in os.listdir("/dev") if "nvidia" in n),
                           "env": {k: v for k, v in os.environ.items() if "NVIDIA" in k or "CUDA_V" in k}}), flush=True)
 """
+# A model that knows nothing, asked on a GPU.
+SERVE = f"""{SEEN}
+import numpy as np
+from arsandbox_box import serve
+
+serve(lambda histories, last: np.full((len(histories), last, 256), -np.log(256.0), "f4"))
+"""
+ASKED = support.CONFIG.replace(
+    'command = ["python", "evaluate.py"]', 'gpus = 1\ninterface = "lm"\nserve = ["python", "serve.py"]'
+)
+ASKED += '[evaluate.lm]\ntext = "heldout/text"\ncontext = 16\n'
 
 
 @dataclass
@@ -95,8 +106,8 @@ def ready(project: Any, machine: Machine, before: str = SEEN, **files: str) -> A
     return task
 
 
-def seen_of(task: Any, identity: str) -> dict[str, Any]:
-    line = next(line for line in task.cli("logs", identity).out.splitlines() if line.startswith("SEEN "))
+def seen_of(task: Any, identity: str, *options: str) -> dict[str, Any]:
+    line = next(line for line in task.cli("logs", identity, *options).out.splitlines() if line.startswith("SEEN "))
     found = json.loads(line.removeprefix("SEEN "))
     assert isinstance(found, dict)
     return found
@@ -238,3 +249,48 @@ def test_machines_that_cannot_say_so_in_one_line(project: Any, machine: Machine)
         assert done.code == 4 and said in done.err and helps in done.err and len(lines) <= 2, done
     done = task.run("--gpus", "1", "--engine", "embedded")
     assert done.code == 4 and "the embedded engine grants no GPUs" in done.err, done
+
+
+def test_the_evaluation_gets_exactly_its_own_device_and_training_without_one_none(
+    project: Any, machine: Machine
+) -> None:
+    config = support.CONFIG.replace("[evaluate]\n", "[evaluate]\ngpus = 1\n")
+    task = ready(project, machine, **{"arsandbox.toml": config, "evaluate.py": SEEN + support.EVALUATE})
+    refused = task.run("--engine", "embedded")
+    assert refused.code == 4 and "the embedded engine grants no GPUs" in refused.err, refused
+    assert "[evaluate] gpus = 0" in refused.err and not task.cli("history", "--json").out.strip("[]\n")
+    refused = task.run("--gpus", "none")
+    assert refused.code == 2 and "the evaluation asks for 1" in refused.err, refused
+    assert not machine.calls()
+
+    done = task.run("--json")
+    assert done.code == 0, done
+    record = done.record
+    asked = machine.calls()
+    assert len(asked) == 2, asked  # it was tried, then the evaluation
+    (device,) = [one["uuid"] for one in record["stages"][1]["usage"]["gpu"]["devices"]]
+    for call in asked:
+        assert set(call["env"]) == {f"NVIDIA_VISIBLE_DEVICES={device}", "NVIDIA_DRIVER_CAPABILITIES=compute,utility"}
+    assert record["usage"]["gpu"] == {} and record["findings"] == []
+    assert seen_of(task, record["id"]) == {
+        "nodes": [], "env": {"NVIDIA_VISIBLE_DEVICES": "void", "NVIDIA_DRIVER_CAPABILITIES": ""},
+    }  # fmt: skip
+    assert seen_of(task, record["id"], "--stage", "evaluate")["nodes"] == ["nvidia0", "nvidiactl"]
+
+
+@pytest.mark.slow
+def test_both_model_boxes_of_an_audit_get_the_device_and_the_scorer_none(project: Any, machine: Machine) -> None:
+    task = ready(project, machine, **{"arsandbox.toml": ASKED, "serve.py": SERVE, "heldout/text": "text " * 200})
+    done = task.run("--json", "--audit")
+    assert done.code == 0 and (done.record["verdict"], done.record["trust"]) == ("baseline", "L4"), done
+    asked = machine.calls()
+    assert len(asked) == 3, asked  # it was tried, then a box each
+    assert len({tuple(sorted(call["env"])) for call in asked}) == 1
+    used = {stage["stage"]: len(stage["usage"]["gpu"].get("devices", ())) for stage in done.record["stages"]}
+    assert used == {"train": 0, "score": 0, "model": 1}
+    kept = next(task.home.glob(f"repos/*/experiments/{done.record['id']}"))
+    for number in (1, 2):
+        (line,) = [one for one in (kept / f"model-{number}.log").read_text().splitlines() if one.startswith("SEEN ")]
+        assert json.loads(line.removeprefix("SEEN "))["nodes"] == ["nvidia0", "nvidiactl"]
+    audited = task.cli("audit", done.record["id"], "--json")
+    assert audited.code == 0 and audited.record["trust"] == "L4" and len(machine.calls()) == 3, audited

@@ -10,6 +10,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 GIB = 1024**3
+# Of devices that tests tell of where any will do.
+UUIDS = tuple(f"GPU-{letter * 8}-0000-0000-0000-000000000000" for letter in "abc")
 # In the hook's place: writes down the container's environment, and gives it harmless nodes (/dev/null) as the real one
 # would, one a device; a file `tells` beside it makes it fail with these words, as nvidia-container-cli does.
 HOOK = """#!/bin/sh

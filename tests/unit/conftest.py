@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
 import signal
@@ -14,8 +15,12 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from arsandbox_test_nvidia import UUIDS, Driver, Gpu
 from hypothesis import settings
 
+from arsandbox.sandbox import advisories
+from arsandbox.sandbox.gpu import grant as granting
+from arsandbox.sandbox.gpu import nvml
 from arsandbox.sandbox.models import EngineInfo, ImageRef, MetricInfo, Patch, PolicyInfo, Record, Verdict
 
 
@@ -110,6 +115,22 @@ def make_repo(tmp_path: Path) -> MakeRepository:
         return repo
 
     return make
+
+
+@pytest.fixture
+def driver(nvml_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
+    """A machine with two idle GPUs. The library stays loaded: without the variable its driver is not."""
+    ctypes.CDLL(str(nvml_directory / "libnvidia-ml.so.1"))  # found again by its soname
+    found = Driver(tmp_path / "driver")
+    monkeypatch.setenv("STANDIN_NVML", str(found.file))
+    monkeypatch.setattr(advisories, "toolkit_version", lambda: None)
+    monkeypatch.setattr("arsandbox.sandbox.gpu.sampling.INTERVAL_S", 0.01)
+    monkeypatch.setattr(granting, "_SETTLED_S", 0.3)
+    monkeypatch.setattr("arsandbox.sandbox.state.machine_locks", lambda: tmp_path / "locks")
+    nvml.facts.cache_clear()
+    found.tell(*map(Gpu, UUIDS[:2]))
+    yield found
+    nvml.facts.cache_clear()
 
 
 @pytest.fixture

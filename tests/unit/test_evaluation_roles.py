@@ -6,11 +6,13 @@ import json
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from arsandbox_test_nvidia import GIB, UUIDS, Driver, Gpu
 
 from arsandbox.policies.model import MIB
 from arsandbox.sandbox import confirmation, experiment, hand_promotion
@@ -22,6 +24,7 @@ from arsandbox.sandbox.evaluation.box import wire
 from arsandbox.sandbox.evaluation.channel import SOCKET_NAME
 from arsandbox.sandbox.evaluation.mounts import TARGET
 from arsandbox.sandbox.events import Silent
+from arsandbox.sandbox.gpu.leases import LABEL
 from arsandbox.sandbox.ledger import Ledger
 from arsandbox.sandbox.models import Record, Stage
 from arsandbox.sandbox.planning import plan_of
@@ -269,3 +272,80 @@ def test_a_gain_that_is_not_on_the_sealed_text_is_quarantined_and_not_promoted(
     assert audit.verdict.exit_code == 3
     with pytest.raises(RefusedError, match=f"the audit {audit.id}"):
         hand_promotion.promote(repository, winner, accept_self_reported=False)
+
+
+# --- GPUs for the model box ---
+
+
+class OnGpus(Roles):
+    """Each model box uses 1 GiB of the device, the one with the number `greedy` 3 GiB; an audited scorer wants two."""
+
+    def __init__(self, driver: Driver, greedy: int = 0) -> None:
+        super().__init__()
+        self._driver, self._greedy, self.boxes = driver, greedy, 0
+
+    def __call__(self, spec: SandboxSpec) -> Script:
+        if spec.stage is not Stage.MODEL:
+            return super().__call__(spec)
+        self.boxes += 1
+        used = 3 * GIB if self.boxes == self._greedy else GIB
+        self._driver.tell(Gpu(UUIDS[0], used=GIB // 2 + used), Gpu(UUIDS[1]))
+        time.sleep(0.1)  # ten samples
+        found = super().__call__(spec)
+        threading.Timer(0.05, self._driver.tell, [Gpu(UUIDS[0]), Gpu(UUIDS[1])]).start()  # the driver takes its time
+        return found
+
+    def score(self, spec: SandboxSpec) -> Script:
+        result = {"metrics": {"loss": 1.0}, "count": 2, "probes": 0, "audited": task(spec)["audit"], "findings": []}
+        self._loaded.wait(20)
+        self._loaded.clear()
+        with channel(spec) as connection:
+            if result["audited"]:
+                wire.send(connection, wire.FRESH, 1)
+                assert wire.receive(connection)[0].kind == wire.READY
+                self._loaded.wait(20)
+            wire.send(connection, wire.RESULT, 2, json.dumps(result).encode())
+            connection.recv(1)
+        return Script()
+
+
+ON_GPU = MODEL.replace("RULE", "greedy").replace("[evaluate]\n", "[evaluate]\ngpus = 1\n")
+
+
+def test_two_model_boxes_have_the_same_grant_one_after_the_other_and_the_scorer_has_none(
+    driver: Driver, make_repo: Callable[..., Any]
+) -> None:
+    made = make_repo({**FILES, "arsandbox.toml": ON_GPU})
+    engine = FakeEngine(OnGpus(driver), isolation="container")
+    request = experiment.Request(made.path, Options(tag="t", audit=True))
+    record = experiment.run(experiment.plan(request, find_image=engine.find_image), engine, Silent())
+    assert (record.verdict.value, record.trust, record.findings) == ("baseline", "L4", ())
+    asked = {spec.stage: (spec.gpus, spec.labels.get(LABEL)) for spec in engine.specs}
+    assert asked == {
+        Stage.TRAIN: ((), None), Stage.SCORE: ((), None), Stage.MODEL: (UUIDS[:1], UUIDS[0]),
+    }  # fmt: skip
+    boxes = [stage.usage.gpu for stage in record.stages if stage.stage is Stage.MODEL]
+    assert [[(one["uuid"], one["peak_memory_bytes"]) for one in box["devices"]] for box in boxes] == (
+        [[(UUIDS[0], GIB)]] * 2  # what the first one used had come back
+    )
+    assert all(not stage.usage.gpu for stage in record.stages if stage.stage is not Stage.MODEL)
+
+    repository, engine = Repository.open(made.path), FakeEngine(OnGpus(driver), isolation="container")
+    audit = rerun(repository, record, engine, Silent(), mode="audit")
+    assert (audit.verdict.value, audit.trust) == ("agrees", "L4"), audit.reason
+    assert [spec.gpus for spec in engine.specs if spec.stage is Stage.MODEL] == [UUIDS[:1]] * 2
+
+
+@pytest.mark.parametrize("greedy", [1, 2])
+def test_a_model_box_above_its_ceiling_ends_with_vram(
+    greedy: int, driver: Driver, make_repo: Callable[..., Any]
+) -> None:
+    ceiling = '[policy.stage.model.limits]\nvram_bytes = "2g"\n'
+    made = make_repo({**FILES, "arsandbox.toml": ON_GPU + ceiling})
+    record = run(made, OnGpus(driver, greedy), audit=True)
+    assert (record.verdict.value, record.metric.value, record.findings) == ("no_metric", None, ())
+    assert record.reason == (
+        f"the model box ended with vram: used 3.0 GiB of GPU memory on {UUIDS[0]}; the policy's ceiling is 2.0 GiB"
+    )
+    ends = [stage.termination.reason.value for stage in record.stages if stage.stage is Stage.MODEL]
+    assert ends[greedy - 1] == "vram"

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from arsandbox_fake_loop import train
-from arsandbox_test_nvidia import GIB, Driver, Gpu
+from arsandbox_test_nvidia import GIB, UUIDS, Driver, Gpu
 
 from arsandbox.sandbox import advisories, host
 from arsandbox.sandbox.engines import uids
@@ -30,25 +29,9 @@ from arsandbox.sandbox.models import ImageRef, Record, Usage
 from arsandbox.sandbox.results_table import results_tsv
 from arsandbox.sandbox.settings import Options, resolve
 
-A, B, C = (f"GPU-{letter * 8}-0000-0000-0000-000000000000" for letter in "abc")
+A, B, C = UUIDS
 MIG = "MIG-11111111-0000-0000-0000-000000000000"
 IMAGE = ImageRef(name="cuda12", digest="sha256:" + "0" * 64)
-
-
-@pytest.fixture
-def driver(nvml_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
-    """A machine with two idle GPUs. The library stays loaded: without the variable its driver is not."""
-    ctypes.CDLL(str(nvml_directory / "libnvidia-ml.so.1"))  # found again by its soname
-    found = Driver(tmp_path / "driver")
-    monkeypatch.setenv("STANDIN_NVML", str(found.file))
-    monkeypatch.setattr(advisories, "toolkit_version", lambda: None)
-    monkeypatch.setattr("arsandbox.sandbox.gpu.sampling.INTERVAL_S", 0.01)
-    monkeypatch.setattr(granting, "_SETTLED_S", 0.3)
-    monkeypatch.setattr("arsandbox.sandbox.state.machine_locks", lambda: tmp_path / "locks")
-    nvml.facts.cache_clear()
-    found.tell(Gpu(A), Gpu(B))
-    yield found
-    nvml.facts.cache_clear()
 
 
 def take(request: GpuRequest, *labelled: str) -> Lease:
@@ -283,7 +266,7 @@ def test_a_lost_device_is_a_finding(driver: Driver) -> None:
         with held.sampled():
             sampled_anew(held)
             driver.tell(Gpu(B))
-            wait_for(lambda: held._sampler.lost)
+            wait_for(lambda: held._samplers[-1].lost)
             driver.tell(Gpu(A), Gpu(B))
         assert [found.code for found in held.findings()] == ["gpu_lost"]
         assert held.usage().samples >= 1

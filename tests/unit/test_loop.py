@@ -20,7 +20,7 @@ from arsandbox.sandbox.errors import UsageError
 from arsandbox.sandbox.events import Silent
 from arsandbox.sandbox.ledger import Ledger
 from arsandbox.sandbox.loop.bounds import Bounds, gpu_seconds
-from arsandbox.sandbox.models import Promotion, Record, Stage, Timing, Usage, Verdict
+from arsandbox.sandbox.models import Promotion, Reason, Record, Stage, StageRecord, Termination, Usage, Verdict
 from arsandbox.sandbox.rerun import rerun
 from arsandbox.sandbox.settings import Options
 
@@ -269,6 +269,18 @@ def test_each_bound_ends_the_loop_when_it_is_reached(make_record: Callable[..., 
 
 
 def test_gpu_time_counts_every_device_of_every_run(make_record: Callable[..., Record]) -> None:
-    usage = Usage(gpu={"devices": [{"uuid": "GPU-1"}, {"uuid": "GPU-2"}]})
-    runs = [make_record(timing=Timing(run_s=10.0), usage=usage), make_record(timing=Timing(run_s=5.0))]
-    assert gpu_seconds(runs) == 20.0
+    def stage(name: str, wall_s: float, *uuids: str) -> StageRecord:
+        used = Usage(gpu={"devices": [{"uuid": uuid} for uuid in uuids]} if uuids else {})
+        ended = Termination(reason=Reason.COMPLETED, exit_code=0, signal=None, detail="")
+        return StageRecord(
+            stage=Stage(name),
+            termination=ended,
+            usage=used,
+            started_at="",
+            wall_s=wall_s,
+            log_sha256="",
+            log_truncated=False,
+        )
+
+    evaluated = (stage("train", 10.0, "GPU-1", "GPU-2"), stage("score", 9.0), stage("model", 3.0, "GPU-1"))
+    assert gpu_seconds([make_record(stages=evaluated), make_record(stages=(stage("train", 5.0),))]) == 23.0

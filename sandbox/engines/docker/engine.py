@@ -43,7 +43,7 @@ class DockerEngine:
     def offer_gpus(self, image: ImageRef, uuids: Sequence[str], *, labels: Mapping[str, str]) -> str:
         """See the port. Each set of devices is tried once per image and process."""
         if self._info.runtime == GVISOR:
-            raise MachineError("no GPU is granted under gVisor (runsc)", hint="leave --runtime out, or --gpus none")
+            raise MachineError("no GPU is granted under gVisor (runsc)", hint="leave --runtime out, or ask for no GPU")
         known = (image.digest, *uuids)
         if known not in self._gpu_ways:
             self._gpu_ways[known] = gpus.offered(
