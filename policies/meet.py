@@ -87,6 +87,14 @@ def combine(ceiling: Layer, owners: Sequence[Layer], askers: Sequence[Layer], pr
     return Effective(_policy(_closed(values)), sources)
 
 
+def narrowed(effective: Effective, by: Layer) -> Effective:
+    """`effective` with the tighter value of each field that `by` speaks of; it asks for nothing: none is refused."""
+    values, sources = everything(effective.policy), dict(effective.sources)
+    for name in said(by.policy):
+        values[name], sources[name] = _tightened(rules()[name], values[name], sources.get(name, ""), by, name)
+    return Effective(_policy(_closed(values)), sources)
+
+
 def _require(name: str, rule: Rule, bound: Any, allower: str, asker: Layer) -> None:
     asked = said(asker.policy)[name]
     if not rule.adds and rule.meet(bound, asked) != asked:

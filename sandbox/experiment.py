@@ -41,7 +41,7 @@ from arsandbox.sandbox.planning import Request as Request
 from arsandbox.sandbox.planning import champion_of as champion_of
 from arsandbox.sandbox.planning import plan as plan
 from arsandbox.sandbox.planning import require_image as require_image
-from arsandbox.sandbox.requirements import not_promotable, require_engine
+from arsandbox.sandbox.requirements import not_promotable, require_policies
 from arsandbox.sandbox.run_directory import RunDirectory, measured_in, run_directory
 from arsandbox.sandbox.workspace.layers import LayerStore
 
@@ -56,12 +56,7 @@ def run(what: Plan, engine: Engine, listener: Listener, *, recovering: bool = Tr
     if recovering:
         for line in recovery.recover(what.repository.state, engine):
             listener.note(f"cleaned up after a dead controller: {line}")
-    for policy in what.settings.used_policies:
-        require_engine(policy, engine.info())
-    require_image(engine, what.image)
-    if what.settings.needed_gpus.number:
-        labels = host.labels(f"gpu-trial-{state.new_experiment_id()}", utc_now())
-        gpus.require(what.settings.needed_gpus, engine, what.image, labels=labels)
+    require_able(what, engine)
     if what.branch != what.preferred_branch:
         listener.note(f"{what.preferred_branch} is checked out and never moved: a winner goes to {what.branch}")
     for path in what.candidate.left_out[:5]:
@@ -70,11 +65,19 @@ def run(what: Plan, engine: Engine, listener: Listener, *, recovering: bool = Tr
         return _measured(what, what.candidate, engine, listener, ledger)
 
 
+def require_able(what: Plan, engine: Engine) -> None:
+    """Raises MachineError unless `engine` is as strong as the policies ask, and has the image and the GPUs."""
+    require_policies(what.settings.used_policies, engine.info())
+    require_image(engine, what.image)
+    if what.settings.needed_gpus.number:
+        labels = host.labels(f"gpu-trial-{state.new_experiment_id()}", utc_now())
+        gpus.require(what.settings.needed_gpus, engine, what.image, labels=labels)
+
+
 def prepare(what: Plan, engine: Engine, listener: Listener) -> str | None:
     """Run the prepare stage if its outputs are not cached; returns their digest, None without a stage."""
     recovery.recover(what.repository.state, engine)
-    for policy in what.settings.used_policies:
-        require_engine(policy, engine.info())
+    require_policies(what.settings.used_policies, engine.info())
     require_image(engine, what.image)
     try:
         with Ledger.open(what.repository.state) as ledger, run_directory(what.repository.state) as place:
@@ -222,6 +225,7 @@ class _Experiment:
     def bench(self) -> Bench:
         """Where the candidate is measured; runs the prepare stage when its outputs are not there yet."""
         what = self._plan
+        require_policies(what.settings.used_policies, self._engine.info())
         layers = LayerStore(what.repository.state / "layers", what.repository.objects)
         data = prepared.ensure(
             self._engine,

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from arsandbox.policies.meet import Layer, narrowed
 from arsandbox.policies.model import Policy
 from arsandbox.sandbox import candidate as candidates
 from arsandbox.sandbox import settings as configuration
 from arsandbox.sandbox.candidate import Candidate
 from arsandbox.sandbox.errors import MachineError, RefusedError
 from arsandbox.sandbox.gpu.request import NONE
-from arsandbox.sandbox.models import Record
+from arsandbox.sandbox.models import Record, Stage
 from arsandbox.sandbox.objects import ObjectStore
 from arsandbox.sandbox.repository import Repository
 from arsandbox.sandbox.settings import Options, Settings
 from arsandbox.sandbox.workspace.upper import sha256_of
 
 _NETWORK = ("network", "hosts", "private_hosts")
+# Asked for like the command line's, since what is allowed less today is refused; all else binds, whoever said it then.
+_ASKED = {"limits", *_NETWORK}
 
 
 def settings_of(repository: Repository, record: Record) -> Settings:
-    """The settings that `record` ran with. Raises MachineError when its base commit is gone."""
+    """The settings that `record` ran with, under its policy and today's demands: nothing is looser than then.
+
+    Raises MachineError when its base commit is gone.
+    """
     objects, effective = repository.objects, record.policy.effective
     _require_commit(objects, record.base_commit)
     project = configuration.load_project(objects, record.base_commit)
@@ -38,7 +46,11 @@ def settings_of(repository: Repository, record: Record) -> Settings:
         network=("the record", Policy(**{key: effective[key] for key in _NETWORK if key in effective})),
         gpus=effective.get("asked_gpus", nobody),
     )
-    return configuration.resolve(project, options)
+    settings = configuration.resolve(project, options)
+    recorded = {key: effective[key] for key in Policy.model_fields if key in effective and key not in _ASKED}
+    stage = str(Stage.TRAIN)  # the one whose policy a record holds
+    bound = narrowed(settings.policies[stage], Layer("the record", Policy(**recorded)))
+    return replace(settings, policies={**settings.policies, stage: bound})
 
 
 def candidate_of(repository: Repository, record: Record) -> Candidate:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from arsandbox.policies.model import ISOLATION, Policy, Trust
 from arsandbox.sandbox.errors import MachineError
 from arsandbox.sandbox.models import EngineInfo, Guarantee, Guarantees
@@ -30,6 +32,12 @@ def require_engine(policy: Policy, engine: EngineInfo) -> None:
             "offers no network",
             hint='leave `network = "none"` (what needs a network can run before, outside), or use another runtime',
         )
+
+
+def require_policies(policies: Iterable[Policy], engine: EngineInfo) -> None:
+    """Raises MachineError unless `engine` gives what each of `policies` asks for."""
+    for policy in policies:
+        require_engine(policy, engine)
 
 
 def not_promotable(policy: Policy, trust: Trust | None, *, accept_self_reported: bool) -> str | None:

@@ -36,6 +36,7 @@ from arsandbox.sandbox.models import (
     utc_now,
 )
 from arsandbox.sandbox.repository import Repository
+from arsandbox.sandbox.requirements import require_policies
 from arsandbox.sandbox.run_directory import RunDirectory, measured_in, run_directory
 from arsandbox.sandbox.workspace.frozen import digests, require_equal
 from arsandbox.sandbox.workspace.layers import LayerStore
@@ -272,6 +273,7 @@ class _Rerun:
 
     def _rebuilt_bench(self) -> Bench:
         record = self._record
+        require_policies(self._settings.used_policies, self._engine.info())
         require_image(self._engine, record.image)
         layers = LayerStore(self._repository.state / "layers", self._repository.objects)
         data = None

@@ -12,6 +12,7 @@ from arsandbox.sandbox.proposers.on_host import HostProposer
 from arsandbox.sandbox.proposers.patches import Patches
 from arsandbox.sandbox.proposers.port import Proposer, ProposerContext, ProposerSpec
 from arsandbox.sandbox.proposers.sweep import Sweep
+from arsandbox.sandbox.requirements import require_engine
 
 
 def opened(spec: ProposerSpec, context: ProposerContext) -> Proposer:
@@ -25,6 +26,8 @@ def opened(spec: ProposerSpec, context: ProposerContext) -> Proposer:
         if (argument and not argument.isascii()) or (argument and not argument.isdigit()):
             raise UsageError(f"--propose {text}: the seed is not a number", hint="--propose sweep:7")
         return Sweep(objects, settings.rules, context.past(), seed=int(argument or 0))
+    if not context.trusted:
+        require_engine(settings.policy_for("propose"), context.engine.info())
     place = HostProposer if context.trusted else CommandProposer
     if kind == "aider":
         program = aider.installed(context)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arsandbox.policies import sources
-from arsandbox.policies.meet import Layer, combine, everything, meet, rules, said
+from arsandbox.policies.meet import Effective, Layer, combine, everything, meet, narrowed, rules, said
 from arsandbox.policies.model import ISOLATION, Limits, Policy, PolicyFile
 from arsandbox.sandbox import policy_sources
 from arsandbox.sandbox.config import parse
@@ -68,6 +68,15 @@ def test_the_meet_is_a_meet(one: Policy, two: Policy, three: Policy) -> None:
     assert meet(one, meet(two, three)) == meet(meet(one, two), three)
     assert meet(one, one) == one
     assert meet(meet(one, two), two) == meet(one, two)
+
+
+@given(policies, policies)
+def test_what_is_narrowed_is_never_looser_than_before_or_than_what_narrows_it(one: Policy, by: Policy) -> None:
+    found = narrowed(Effective(one), Layer("the record", by))
+    assert meet(found.policy, one) == found.policy
+    told = everything(found.policy)
+    for name, value in said(by).items():
+        assert rules()[name].meet(told[name], value) == told[name], name
 
 
 @given(policies, policies, policies)
