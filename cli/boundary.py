@@ -13,8 +13,9 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
-from arsandbox.sandbox.errors import ArsandboxError
+from arsandbox.sandbox.errors import ArsandboxError, Interrupted
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -169,9 +170,20 @@ def _json_is_asked() -> bool:
     return "--json" in (arguments[: arguments.index("--")] if "--" in arguments else arguments)
 
 
+class _Commands(TyperGroup):
+    """Lets Ctrl-C through to the boundary, as an error of ours: typer would answer it without a word."""
+
+    def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise Interrupted("interrupted") from error
+
+
 def application(**options: object) -> typer.Typer:
     """A typer application with our conventions: no shell completion noise, `-h`, plain errors."""
     return typer.Typer(
+        cls=_Commands,
         add_completion=False,
         no_args_is_help=True,
         rich_markup_mode=None,  # its help pages cost as much time as all the rest of `--help`

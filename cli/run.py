@@ -128,13 +128,13 @@ def run(
     )
     listener = ProgressListener(quiet=json)
     request = experiment.Request(repo, options, base=base, patch=patch, commit=commit)
-    errand = propose and once.Errand(
+    errand = None if propose is None else once.Errand(
         request, propose, trusted=trusted_proposer, credentials=tuple(credential or ()),
         propose_limit_s=duration_option(propose_timeout, "--propose-timeout"),
     )  # fmt: skip
     name = chosen_engine(engine, repo, base)
     if dry_run:
-        dry = once.unchanged(request) if errand else request
+        dry = request if errand is None else once.unchanged(request)
         plan = experiment.plan(dry, find_image=_image_or_warning(name))
         _warn_of_gpus(plan)
         with last_words():
@@ -145,7 +145,7 @@ def run(
             return RefusedError.exit_code
         return 0
     find_image = image_finder(name)
-    if errand:
+    if errand is not None:
         runner = open_engine(name, runtime)
         plan, record = once.propose_and_run(errand, runner, find_image, listener)
     else:

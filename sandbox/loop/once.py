@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from arsandbox.sandbox import recovery, state
+from arsandbox.sandbox import experiment, recovery, state
 from arsandbox.sandbox.engines.port import Engine
-from arsandbox.sandbox.errors import UsageError
+from arsandbox.sandbox.errors import Interrupted, UsageError
 from arsandbox.sandbox.events import Listener
 from arsandbox.sandbox.ledger import Ledger
 from arsandbox.sandbox.loop.journal import Identity
@@ -38,28 +38,30 @@ def propose_and_run(
     """Have one edit of the champion proposed, and run and judge it once. The plan is what confirms a pending record.
 
     Nothing is kept for a resume: a controller that dies while the edit is proposed leaves nothing to go on with. Raises
-    UsageError where nothing is proposed, and what planning and running raise.
+    UsageError where nothing is proposed, Interrupted on Ctrl-C, and what planning and running raise.
     """
     request = errand.request
-    start = plan(unchanged(request), find_image=find_image)
+    # The tag of now: a proposal may take longer than the day lasts.
+    options = replace(request.options, tag=request.options.tag or default_tag())
+    start = plan(replace(unchanged(request), options=options), find_image=find_image)
     for line in recovery.recover(start.repository.state, engine):
         listener.note(f"cleaned up after a dead controller: {line}")
+    experiment.require_able(start, engine)  # before an agent has worked for nothing
 
     def past() -> list[Record]:
         with Ledger.open(start.repository.state) as ledger:
             return ledger.proposed(start.branch)
 
-    desk = Desk(errand.propose, errand, start, engine, listener, past)
-    entry = desk.propose(1, start.champion.commit)
+    try:
+        entry = Desk(errand.propose, errand, start, engine, listener, past).propose(1, start.champion.commit)
+    except KeyboardInterrupt as error:
+        raise Interrupted("interrupted while an edit was proposed; its sandbox is gone, nothing is recorded") from error
     if entry is None:
         raise UsageError(f"--propose {errand.propose}: nothing is proposed", hint="what was tried is not again")
     identity = Identity(
-        id=state.new_experiment_id(),
-        base=start.base,
-        tag=request.options.tag or default_tag(),
-        propose=errand.propose,
-    )
-    course = Course(request.path, request.options, identity, engine, find_image, Slots(1, overlap=False))
+        id=state.new_experiment_id(), base=start.base, tag=str(options.tag), propose=errand.propose
+    )  # fmt: skip
+    course = Course(request.path, options, identity, engine, find_image, Slots(1, overlap=False))
     return run_proposal(course, entry, listener)
 
 

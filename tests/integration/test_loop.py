@@ -142,6 +142,7 @@ def test_ctrl_c_while_one_edit_is_proposed(project: Any) -> None:
         (["--propose", "true", "--patch", "x.patch"], "--patch and --propose exclude each other"),
         (["--propose", "true", "--description", "mine"], "--description and --propose exclude"),
         (["--trusted-proposer"], "are for a proposer"),
+        (["--propose", ""], "--propose is empty"),
         (["--propose", "patches:nowhere"], "no such directory"),
         (["--network", "open"], "must be none or allowlist"),
     ],

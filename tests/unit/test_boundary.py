@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import typer
 
-from arsandbox.cli.boundary import guarded
+from arsandbox.cli.boundary import application, guarded
 from arsandbox.sandbox import errors
 
 Raise = Callable[[], object]
@@ -81,6 +81,27 @@ def test_with_json_the_error_is_one_document_on_standard_output(
 @pytest.mark.parametrize(("result", "code"), [(None, 0), (0, 0), (1, 1), (3, 3), (130, 130), ("text", 0)])
 def test_the_command_s_own_result_is_the_exit_code(result: object, code: int) -> None:
     assert guarded(lambda: result) == code
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_ctrl_c_in_a_command_is_said_and_not_swallowed_on_its_way(
+    depth: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app, inner = application(), application()
+
+    def stopped(json: bool = False) -> None:
+        raise KeyboardInterrupt
+
+    (app if depth == 1 else inner).command("stopped")(stopped)
+    app.command("other")(lambda: None)
+    inner.command("other")(lambda: None)
+    app.add_typer(inner, name="inner")
+    arguments = ["inner", "stopped", "--json"][2 - depth :]
+    monkeypatch.setattr(sys, "argv", ["arsandbox", *arguments])
+    assert guarded(lambda: app(standalone_mode=False)) == 130
+    out, err = capsys.readouterr()
+    assert json.loads(out)["error"] == {"message": "interrupted", "hint": "", "exit_code": 130}
+    assert err == "arsandbox: interrupted\n"
 
 
 @pytest.mark.parametrize("code", [0, 2, 7])

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from arsandbox_fake_loop import FakeLoop, play, train
 
 from arsandbox.sandbox import confirmation
-from arsandbox.sandbox.engines.fake import FakeEngine, Script
+from arsandbox.sandbox.engines.fake import FakeEngine, Fault, Script
 from arsandbox.sandbox.engines.port import SandboxSpec
-from arsandbox.sandbox.errors import UsageError
+from arsandbox.sandbox.errors import Interrupted, MachineError, UsageError
 from arsandbox.sandbox.loop.once import Errand, propose_and_run
 from arsandbox.sandbox.models import Record, Stage, Verdict
-from arsandbox.sandbox.planning import Plan, Request
+from arsandbox.sandbox.planning import Plan, Request, default_tag
 from arsandbox.sandbox.settings import Options
 
 MakeLoop = Callable[..., FakeLoop]
@@ -69,6 +72,54 @@ def test_two_processes_do_not_confirm_the_same_experiment(fake_loop: MakeLoop) -
     again = confirmation.confirm(plan, pending, engine, made.listener)
     assert again.id == record.id  # once it is over, whoever asks gets that end
     assert list((plan.repository.state / "confirming").iterdir()) == []
+
+
+def test_ctrl_c_while_an_edit_is_proposed_says_so_and_leaves_nothing(fake_loop: MakeLoop) -> None:
+    made = fake_loop()
+    made.propose = "command:agent"
+    with pytest.raises(Interrupted, match="while an edit was proposed"):
+        run_once(made, made.engine([Fault(call="run", kind="interrupt")]))
+    assert made.records() == []
+    made.check(over=True)
+
+
+def test_an_engine_that_is_too_weak_is_refused_before_an_agent_works(
+    fake_loop: MakeLoop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner, worked = tmp_path / "owner.toml", tmp_path / "worked"
+    owner.write_text('isolation = "gvisor"\n')
+    monkeypatch.setenv("ARSANDBOX_POLICY", str(owner))
+    made = fake_loop()
+    engine = made.engine()
+    errand = Errand(Request(made.made.path, Options(tag=made.tag)), f"touch {worked}", trusted=True)
+    with pytest.raises(MachineError, match="isolation 'gvisor'"):
+        propose_and_run(errand, engine, engine.find_image, made.listener)
+    assert not worked.exists()
+
+
+def test_a_proposal_that_takes_until_the_next_day_goes_to_the_branch_it_was_made_for(
+    fake_loop: MakeLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = fake_loop()
+    monkeypatch.setenv("TZ", "EARLY+12")
+    time.tzset()
+    today = default_tag()
+
+    def run(spec: SandboxSpec) -> Script:
+        if spec.stage is not Stage.PROPOSE:
+            return play(0.0)(spec)
+        os.environ["TZ"] = "LATE-14"  # 26 hours on: another day, whatever the hour
+        time.tzset()
+        return Script(files={"train.py": train(8.0).encode()})
+
+    engine = FakeEngine(run, isolation="container")
+    request = Request(made.made.path, Options(accept_self_reported=True))
+    try:
+        _, record = propose_and_run(Errand(request, "command:agent"), engine, engine.find_image, made.listener)
+        assert default_tag() != today and record.branch == f"arsandbox/{today}", record
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 @pytest.mark.parametrize(
