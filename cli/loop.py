@@ -63,7 +63,7 @@ def loop(
     from arsandbox.cli.render import ProgressListener
     from arsandbox.sandbox.api.targets import fallback
     from arsandbox.sandbox.loop.bounds import Bounds
-    from arsandbox.sandbox.loop.running import Order
+    from arsandbox.sandbox.loop.running import Order, base_of
     from arsandbox.sandbox.loop.running import loop as rounds
     from arsandbox.sandbox.settings import Options, duration_option, network_option
 
@@ -91,7 +91,7 @@ def loop(
         target or repo, propose, options, bounds, parallel=parallel, resume=resume, trusted=trusted_proposer,
         credentials=tuple(credential or ()), propose_limit_s=duration_option(propose_timeout, "--propose-timeout"),
     )  # fmt: skip
-    name = chosen_engine(engine, order.path)
+    name = chosen_engine(engine, order.path, base_of(order))
     # Several rounds at a time share the terminal: lines, no bars.
     for record in rounds(order, open_engine(name, runtime), image_finder(name), ProgressListener(quiet=True)):
         if json:

@@ -91,10 +91,10 @@ def open_recorded(record: Record, engine: str | None, runtime: str | None = None
 @cache
 def _opened(name: str, runtime: str | None) -> Engine:
     from arsandbox.cli.banner import banner
-    from arsandbox.sandbox.engines.registry import AUTO, open_any
+    from arsandbox.sandbox.engines.registry import AUTO
     from arsandbox.sandbox.engines.registry import open_engine as opened
 
-    engine = open_any(runtime=runtime) if name == AUTO else opened(name, runtime=runtime)
+    engine = opened(name, runtime=runtime)
     for line in banner(engine.info(), chosen=name == AUTO):
         sys.stderr.write(f"{line}\n")
     return engine

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
 
@@ -32,9 +32,6 @@ from arsandbox.sandbox.config_values import (
 from arsandbox.sandbox.errors import UsageError
 from arsandbox.sandbox.models import Goal
 from arsandbox.sandbox.state import printable
-
-if TYPE_CHECKING:
-    pass
 
 FILE_NAME = "arsandbox.toml"
 DEFAULT_ENGINE = "docker"

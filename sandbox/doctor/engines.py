@@ -10,7 +10,7 @@ from arsandbox.policies.seccomp import bpf_program
 from arsandbox.sandbox import advisories
 from arsandbox.sandbox.doctor.rows import Row
 from arsandbox.sandbox.engines.port import Described, Engine, EngineFacts
-from arsandbox.sandbox.engines.registry import AUTO, open_any, open_engine
+from arsandbox.sandbox.engines.registry import open_engine
 from arsandbox.sandbox.errors import ArsandboxError, MachineError
 from arsandbox.sandbox.imaging import catalogue
 from arsandbox.sandbox.models import Guarantee, Guarantees
@@ -38,7 +38,7 @@ class Opened:
     def of(cls, name: str) -> Opened:
         """Open it, once."""
         try:
-            found = open_any() if name == AUTO else open_engine(name)
+            found = open_engine(name)
             facts = found.facts() if isinstance(found, Described) else None
             return cls(found.info().name, found, facts)
         except ArsandboxError as error:

@@ -17,10 +17,12 @@ def names() -> list[str]:
 
 
 def open_engine(name: str, *, runtime: str | None = None) -> Engine:
-    """Connect to the engine `name`, with `runtime` where one is asked for.
+    """Connect to the engine `name`, or for `auto` to what open_any finds, with `runtime` where one is asked for.
 
     Raises UsageError for an unknown name, MachineError if it, or the runtime, is not there.
     """
+    if name == AUTO:
+        return open_any(runtime=runtime)
     for point in entry_points(group=GROUP):
         if point.name == name:
             engine: Engine = point.load()()

@@ -65,11 +65,8 @@ class Journal:
     @classmethod
     def resume(cls, repository_state: Path, tag: str | None) -> Journal:
         """The latest loop (with that tag). Raises UsageError where there is none, or where it still runs."""
-        for file in sorted((repository_state / "loops").glob("*/loop.json"), reverse=True):
-            identity = _read(file, Identity)
-            if tag in (None, identity.tag):
-                return cls(file.parent, identity, _locked(file.parent))
-        raise UsageError("--resume: there is no loop to go on with", hint="start one without --resume")
+        file, identity = last(repository_state, tag)
+        return cls(file.parent, identity, _locked(file.parent))
 
     def save(self, entry: Entry) -> None:
         """Keep a proposal; it is run again after a crash, and proposed only once."""
@@ -82,6 +79,15 @@ class Journal:
     def close(self) -> None:
         """Let another controller resume."""
         self._lock.close()
+
+
+def last(repository_state: Path, tag: str | None) -> tuple[Path, Identity]:
+    """The latest loop (with that tag) and the file that says who it is. Raises UsageError where there is none."""
+    for file in sorted((repository_state / "loops").glob("*/loop.json"), reverse=True):
+        identity = _read(file, Identity)
+        if tag in (None, identity.tag):
+            return file, identity
+    raise UsageError("--resume: there is no loop to go on with", hint="start one without --resume")
 
 
 def _locked(directory: Path) -> state.Lock:

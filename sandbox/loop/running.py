@@ -24,11 +24,12 @@ from arsandbox.sandbox.events import Listener
 from arsandbox.sandbox.ledger import Ledger
 from arsandbox.sandbox.loop.bounds import Bounds, gpu_seconds, stop_file
 from arsandbox.sandbox.loop.interruptible import Interruptible
-from arsandbox.sandbox.loop.journal import Entry, Identity, Journal
+from arsandbox.sandbox.loop.journal import Entry, Identity, Journal, last
 from arsandbox.sandbox.loop.proposing import Desk
 from arsandbox.sandbox.loop.rounds import Course, finals, play
 from arsandbox.sandbox.models import ImageRef, Record
 from arsandbox.sandbox.planning import Request, default_tag, plan
+from arsandbox.sandbox.repository import Repository
 from arsandbox.sandbox.settings import Options
 from arsandbox.sandbox.slots import Slots
 
@@ -48,13 +49,20 @@ class Order:
     propose_limit_s: float | None = None
 
 
+def base_of(order: Order) -> str:
+    """The commit whose config the loop follows: HEAD's, or for a resumed one where it began. Raises UsageError."""
+    repository = Repository.open(order.path)
+    return last(repository.state, order.options.tag)[1].base if order.resume else repository.head()
+
+
 def loop(order: Order, engine: Engine, find_image: Callable[[str], ImageRef], listener: Listener) -> Iterator[Record]:
     """Run the loop, yielding the record that ended each round.
 
     The first Ctrl-C lets the rounds under way end; the second ends them, and Interrupted is raised. Raises
     ArsandboxError for failures of ours after the other rounds under way have ended.
     """
-    base = plan(Request(order.path, order.options, commit="HEAD"), find_image=find_image)
+    start = base_of(order)
+    base = plan(Request(order.path, order.options, base=start, commit=start), find_image=find_image)
     repository_state = base.repository.state
     if order.resume:
         journal = Journal.resume(repository_state, order.options.tag)

@@ -158,3 +158,12 @@ def test_doctor_speaks_of_both_engines(home: Path, without_bwrap: dict[str, str]
     rows = {row["name"]: row for row in json.loads(done.out)}
     assert rows["engine"]["status"] == "ok" and rows["docker"]["status"] == "warning"
     assert "image: not offered" in rows["promises"]["detail"]
+
+
+def test_auto_in_the_config_is_what_the_python_api_takes_too(project: Any) -> None:
+    task = project()
+    task.commit({"arsandbox.toml": f'engine = "auto"\n{(task.path / "arsandbox.toml").read_text()}'})
+    task.env |= NO_DOCKER
+    program = f"import arsandbox; print(arsandbox.run_experiment({str(task.path)!r}, metric='loss').model_dump_json())"
+    done = support.driven(program, [], task.env)
+    assert done.code == 0 and (json.loads(done.out)["success"], json.loads(done.out)["value"]) == (True, 7.0), done

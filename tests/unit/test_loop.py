@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,9 @@ from arsandbox.sandbox.errors import UsageError
 from arsandbox.sandbox.events import Silent
 from arsandbox.sandbox.ledger import Ledger
 from arsandbox.sandbox.loop.bounds import Bounds, gpu_seconds
+from arsandbox.sandbox.loop.running import Order, base_of
 from arsandbox.sandbox.models import Promotion, Reason, Record, Stage, StageRecord, Termination, Usage, Verdict
+from arsandbox.sandbox.planning import engine_name
 from arsandbox.sandbox.rerun import rerun
 from arsandbox.sandbox.settings import Options
 
@@ -135,6 +138,20 @@ def test_a_bound_on_gpu_time_is_refused_where_no_gpu_is_asked_for(fake_loop: Mak
         made.rounds(bounds=Bounds(gpu_seconds=60))
     assert made.records() == [] and "--gpus 1" in caught.value.hint
     assert len(made.rounds()) == 1
+
+
+def test_a_resumed_loop_follows_the_config_that_it_began_with(fake_loop: MakeLoop) -> None:
+    made = fake_loop()
+    made.offer({"1": train(9.0)})
+    made.rounds()
+    began = made.made.git("rev-parse", "HEAD")
+    made.made.write({"arsandbox.toml": f'engine = "embedded"\n{(made.made.path / "arsandbox.toml").read_text()}'})
+    now = made.made.commit()
+    order = Order(made.made.path, f"patches:{made.queue}", Options(tag=made.tag), Bounds())
+    assert (base_of(order), base_of(replace(order, resume=True))) == (now, began)
+    assert [engine_name(made.made.path, base) for base in (now, began)] == ["embedded", "docker"]
+    with pytest.raises(UsageError, match="no loop to go on with"):
+        base_of(replace(order, resume=True, options=Options(tag="other")))
 
 
 def test_an_error_that_nobody_foresaw_ends_the_loop_loudly(fake_loop: MakeLoop) -> None:
