@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 GIB = 1024**3
@@ -83,6 +87,9 @@ class Driver:
 
     file: Path
     devices: list[Gpu] = field(default_factory=list)
+    told: int = 0
+    # Of each device: how often it was read to the end since the last word.
+    reads: Counter[str] = field(default_factory=Counter)
 
     def tell(self, *devices: Gpu) -> None:
         """From now on these, and no others, are there."""
@@ -95,6 +102,28 @@ class Driver:
             )
         )
         fresh.rename(self.file)
+        self.told += 1
+        self.reads = Counter()
+
+    def watch(self, read: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
+        """`read`, which asks this process's driver for a device, with its calls counted."""
+
+        def counted(session: Any, uuid: str) -> Any:
+            began = self.told
+            try:
+                return read(session, uuid)
+            finally:
+                if began == self.told:
+                    self.reads[uuid] += 1
+
+        return counted
+
+    def seen(self, uuid: str, times: int = 2) -> None:
+        """Wait until the device was read so often since the last word: what came of all but the last is known."""
+        end = time.monotonic() + 20
+        while self.reads[uuid] < times:
+            assert time.monotonic() < end, f"nobody reads {uuid}"
+            time.sleep(0.005)
 
 
 def hook(directory: Path) -> Path:

@@ -127,6 +127,7 @@ def driver(nvml_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("arsandbox.sandbox.gpu.sampling.INTERVAL_S", 0.01)
     monkeypatch.setattr(granting, "_SETTLED_S", 0.3)
     monkeypatch.setattr("arsandbox.sandbox.state.machine_locks", lambda: tmp_path / "locks")
+    monkeypatch.setattr(nvml.Session, "read", found.watch(nvml.Session.read))
     nvml.facts.cache_clear()
     found.tell(*map(Gpu, UUIDS[:2]))
     yield found

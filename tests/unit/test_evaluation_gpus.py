@@ -168,10 +168,6 @@ def take(*uuids: str) -> Lease:
         return Lease.take(GpuRequest(uuids=uuids), session, tuple)
 
 
-def seen_by_driver() -> None:
-    time.sleep(0.1)  # ten samples
-
-
 def test_the_evaluation_has_a_grant_of_its_own_and_the_record_of_that_stage_says_so(
     driver: Driver, make_repo: Callable[..., Any]
 ) -> None:
@@ -183,7 +179,7 @@ def test_the_evaluation_has_a_grant_of_its_own_and_the_record_of_that_stage_says
                 take(A)
             taken.append(spec.gpus)
             driver.tell(Gpu(A, used=GIB // 2 + 3 * GIB), Gpu(B))
-            seen_by_driver()
+            driver.seen(A)
             driver.tell(Gpu(A), Gpu(B))
 
     engine = engine_of(Stages(during))
@@ -243,7 +239,7 @@ def test_what_this_machine_never_has_is_refused_before_anything_trains(
 def test_more_memory_than_its_own_ceiling_ends_the_evaluation(driver: Driver, make_repo: Callable[..., Any]) -> None:
     def during(spec: SandboxSpec) -> None:
         driver.tell(Gpu(A, used=GIB // 2 + 3 * GIB), Gpu(B))  # in both stages; the ceiling is the evaluation's
-        seen_by_driver()
+        driver.seen(A)
         driver.tell(Gpu(A), Gpu(B))
 
     ceiling = '[policy.stage.evaluate.limits]\nvram_bytes = "2g"\n'
@@ -266,7 +262,7 @@ def test_a_device_that_was_shared_or_lost_disturbs_the_run(
         if spec.stage is stage and not disturbed:
             disturbed.append(spec.experiment)
             driver.tell(*told)
-            seen_by_driver()
+            driver.seen(A, times=1)  # a lost device is read once
             driver.tell(Gpu(A), Gpu(B))
 
     engine = engine_of(Stages(during))
@@ -293,7 +289,7 @@ def test_a_rerun_evaluates_on_a_device_and_again_where_it_was_shared(
         times.append(spec.gpus)
         if len(times) == 1:
             driver.tell(Gpu(A, pid=os.getpid()), Gpu(B))
-            seen_by_driver()
+            driver.seen(A)
             driver.tell(Gpu(A), Gpu(B))
 
     engine = engine_of(Stages(during))

@@ -6,7 +6,6 @@ import json
 import os
 import socket
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -278,7 +277,10 @@ def test_a_gain_that_is_not_on_the_sealed_text_is_quarantined_and_not_promoted(
 
 
 class OnGpus(Roles):
-    """Each model box uses 1 GiB of the device, the one with the number `greedy` 3 GiB; an audited scorer wants two."""
+    """The first model box uses 1 GiB of the device, the next one half; the one with the number `greedy` 3 GiB.
+
+    An audited scorer wants two.
+    """
 
     def __init__(self, driver: Driver, greedy: int = 0) -> None:
         super().__init__()
@@ -288,11 +290,11 @@ class OnGpus(Roles):
         if spec.stage is not Stage.MODEL:
             return super().__call__(spec)
         self.boxes += 1
-        used = 3 * GIB if self.boxes == self._greedy else GIB
+        used = 3 * GIB if self.boxes == self._greedy else GIB // self.boxes
         self._driver.tell(Gpu(UUIDS[0], used=GIB // 2 + used), Gpu(UUIDS[1]))
-        time.sleep(0.1)  # ten samples
+        self._driver.seen(UUIDS[0])
         found = super().__call__(spec)
-        threading.Timer(0.05, self._driver.tell, [Gpu(UUIDS[0]), Gpu(UUIDS[1])]).start()  # the driver takes its time
+        threading.Timer(0.3, self._driver.tell, [Gpu(UUIDS[0]), Gpu(UUIDS[1])]).start()  # the driver takes its time
         return found
 
     def score(self, spec: SandboxSpec) -> Script:
@@ -313,8 +315,9 @@ ON_GPU = MODEL.replace("RULE", "greedy").replace("[evaluate]\n", "[evaluate]\ngp
 
 
 def test_two_model_boxes_have_the_same_grant_one_after_the_other_and_the_scorer_has_none(
-    driver: Driver, make_repo: Callable[..., Any]
+    driver: Driver, make_repo: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("arsandbox.sandbox.gpu.grant._SETTLED_S", 10.0)
     made = make_repo({**FILES, "arsandbox.toml": ON_GPU})
     engine = FakeEngine(OnGpus(driver), isolation="container")
     request = experiment.Request(made.path, Options(tag="t", audit=True))
@@ -326,7 +329,7 @@ def test_two_model_boxes_have_the_same_grant_one_after_the_other_and_the_scorer_
     }  # fmt: skip
     boxes = [stage.usage.gpu for stage in record.stages if stage.stage is Stage.MODEL]
     assert [[(one["uuid"], one["peak_memory_bytes"]) for one in box["devices"]] for box in boxes] == (
-        [[(UUIDS[0], GIB)]] * 2  # what the first one used had come back
+        [[(UUIDS[0], GIB)], [(UUIDS[0], GIB // 2)]]  # what the first one used had come back
     )
     assert all(not stage.usage.gpu for stage in record.stages if stage.stage is not Stage.MODEL)
 
@@ -338,8 +341,9 @@ def test_two_model_boxes_have_the_same_grant_one_after_the_other_and_the_scorer_
 
 @pytest.mark.parametrize("greedy", [1, 2])
 def test_a_model_box_above_its_ceiling_ends_with_vram(
-    greedy: int, driver: Driver, make_repo: Callable[..., Any]
+    greedy: int, driver: Driver, make_repo: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("arsandbox.sandbox.gpu.grant._SETTLED_S", 10.0)
     ceiling = '[policy.stage.model.limits]\nvram_bytes = "2g"\n'
     made = make_repo({**FILES, "arsandbox.toml": ON_GPU + ceiling})
     record = run(made, OnGpus(driver, greedy), audit=True)
