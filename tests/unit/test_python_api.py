@@ -64,6 +64,22 @@ def test_history_is_most_recent_first_and_survives_broken_lines(make_repo, make_
     assert [one.id for one in get_experiment_history(path, limit=1).experiments] == [new.id]
 
 
+def test_neither_what_is_pending_nor_what_got_no_new_draw_is_a_crash_in_the_table(make_record) -> None:
+    from arsandbox.sandbox.models import Finding, MetricInfo, Verdict
+    from arsandbox.sandbox.results_table import results_tsv
+
+    pending = make_record("20240101-000000-000-aaaaaa", verdict=Verdict.PENDING, description="promising")
+    again = make_record(
+        "20240101-000001-000-bbbbbb", verdict=Verdict.DISCARD,
+        metric=MetricInfo(name="val_bpb", goal="min", value=None, source="stdout"),
+        findings=(Finding(code="resubmitted", detail="the same tree"),),
+    )  # fmt: skip
+    rows = [line.split("\t") for line in results_tsv([again, pending]).splitlines()[1:]]
+    assert [(float(row[1]), row[3], row[4]) for row in rows] == [
+        (pytest.approx(pending.metric.value, abs=1e-6), "discard", "promising")
+    ]
+
+
 def test_history_reads_autoresearch_s_table_and_a_crash_has_no_value(make_repo, make_record, tmp_path: Path) -> None:
     path = make_repo({"train.py": "a\n"}).path
     with Ledger.open(Repository.open(path).state) as ledger:
