@@ -92,7 +92,7 @@ def test_a_large_working_tree_with_an_edit(make_repo: Callable[..., Any], monkey
     assert candidate.from_worktree(repository, base, RULES).is_base
     reads: list[str] = []
     real = candidate._read
-    monkeypatch.setattr(candidate, "_read", lambda root, name: reads.append(name) or real(root, name))
+    monkeypatch.setattr(candidate, "_read", lambda root, name, base: reads.append(name) or real(root, name, base))
     (path / "d3/3.txt").write_text("4\n")
     found = candidate.from_worktree(repository, base, RULES)
     assert found.patch.files == ("d3/3.txt",)
