@@ -29,25 +29,18 @@ import rfc8785
 from arsandbox.sandbox import audit, promotion
 from arsandbox.sandbox.ledger import GENESIS, Ledger
 from arsandbox.sandbox.models import (
-    Baseline,
     ChangedPath,
     ChangeSet,
-    Conditions,
-    Decision,
     EngineInfo,
     ImageRef,
-    MetricInfo,
     Patch,
-    PolicyInfo,
     Reason,
-    Record,
     Stage,
-    StageRecord,
     Termination,
-    Timing,
     Usage,
     Verdict,
 )
+from arsandbox.sandbox.record import Baseline, Conditions, Decision, MetricInfo, PolicyInfo, Record, StageRecord, Timing
 from arsandbox.sandbox.repository import Repository
 
 _BRANCH = "arsandbox/bench"

@@ -27,7 +27,8 @@ from workloads import Experiments, Stages, scratch_home, timed
 from arsandbox.sandbox.engines.registry import open_engine
 from arsandbox.sandbox.errors import MachineError
 from arsandbox.sandbox.imaging import catalogue
-from arsandbox.sandbox.models import ImageRef, Record
+from arsandbox.sandbox.models import ImageRef
+from arsandbox.sandbox.record import Record
 
 _KINDS = {
     "stage: arsandbox": "whole stage through the engine port",

@@ -19,7 +19,8 @@ from arsandbox.sandbox.engines.docker import container
 from arsandbox.sandbox.engines.docker.client import connect
 from arsandbox.sandbox.engines.port import Engine, SandboxSpec
 from arsandbox.sandbox.events import Silent
-from arsandbox.sandbox.models import ImageRef, Record, Stage, Verdict
+from arsandbox.sandbox.models import ImageRef, Stage, Verdict
+from arsandbox.sandbox.record import Record
 from arsandbox.sandbox.settings import Options
 from arsandbox.sandbox.stage import StagePlan, run_stage
 

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from arsandbox.sandbox.engines.port import Engine
-    from arsandbox.sandbox.models import ImageRef, Record
+    from arsandbox.sandbox.models import ImageRef
+    from arsandbox.sandbox.record import Record
 
 Repo = Annotated[Path, typer.Option("--repo", help="The git repository (any directory in it).")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, and nothing else there.")]

@@ -11,8 +11,9 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 
 from arsandbox.cli.listing import COLOURS, OTHER_COLOUR
-from arsandbox.sandbox.models import Record, Stage
+from arsandbox.sandbox.models import Stage
 from arsandbox.sandbox.quantities import format_duration, format_size
+from arsandbox.sandbox.record import Record
 from arsandbox.sandbox.state import printable
 
 _QUIET_S = 10.0

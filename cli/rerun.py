@@ -13,7 +13,7 @@ from arsandbox.cli.options import Experiment, Json, RecordedEngine, Repo, Runtim
 
 if TYPE_CHECKING:
     from arsandbox.sandbox.ledger import Ledger
-    from arsandbox.sandbox.models import Record
+    from arsandbox.sandbox.record import Record
     from arsandbox.sandbox.rerun import Mode
 
 
@@ -115,7 +115,7 @@ def _say(result: Record) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from arsandbox.sandbox.models import Grade
+    from arsandbox.sandbox.record import Grade
 
     again = result.rerun
     assert again is not None  # noqa: S101 - it is a rerun's record

@@ -12,9 +12,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from arsandbox.sandbox.errors import StateError
 from arsandbox.sandbox.git_process import run_git
 from arsandbox.sandbox.ledger import GENESIS, Ledger, shown
-from arsandbox.sandbox.models import Promotion
 from arsandbox.sandbox.object_reader import ObjectReader, patch_digests
 from arsandbox.sandbox.promotion import trailers
+from arsandbox.sandbox.record import Promotion
 from arsandbox.sandbox.repository import Repository
 from arsandbox.sandbox.workspace.upper import sha256_of
 

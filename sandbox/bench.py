@@ -8,9 +8,10 @@ from pathlib import Path
 from arsandbox.sandbox.config import ProjectConfig
 from arsandbox.sandbox.engines.port import Engine, Outcome
 from arsandbox.sandbox.events import Listener
-from arsandbox.sandbox.models import ChangeSet, Conditions, Finding, ImageRef, Reason, StageRecord, TestReport, Trust
+from arsandbox.sandbox.models import ChangeSet, Finding, ImageRef, Reason, Trust
 from arsandbox.sandbox.objects import ObjectStore
 from arsandbox.sandbox.prepared import PreparedData
+from arsandbox.sandbox.record import Conditions, StageRecord, TestReport
 from arsandbox.sandbox.settings import Settings
 from arsandbox.sandbox.slots import Slots
 from arsandbox.sandbox.workspace.layers import LayerStore

@@ -20,17 +20,9 @@ from arsandbox.sandbox.engines.port import Engine
 from arsandbox.sandbox.errors import Interrupted, UsageError
 from arsandbox.sandbox.events import Listener
 from arsandbox.sandbox.ledger import Ledger
-from arsandbox.sandbox.models import (
-    Baseline,
-    Decision,
-    Part,
-    Record,
-    Timing,
-    Trust,
-    Verdict,
-    utc_now,
-)
+from arsandbox.sandbox.models import Trust, Verdict, utc_now
 from arsandbox.sandbox.planning import Champion, Plan
+from arsandbox.sandbox.record import Baseline, Decision, Part, Record, Timing
 from arsandbox.sandbox.run_directory import run_directory
 
 # Attempts at one confirming run of the champion, which is known to work.

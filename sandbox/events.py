@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from arsandbox.sandbox.models import Record, Stage
+from arsandbox.sandbox.models import Stage
+from arsandbox.sandbox.record import Record
 
 
 class Listener(Protocol):

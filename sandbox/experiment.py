@@ -22,25 +22,14 @@ from arsandbox.sandbox.events import Listener
 from arsandbox.sandbox.gpu import grant as gpus
 from arsandbox.sandbox.ledger import Ledger
 from arsandbox.sandbox.measure import Bench, Measurement, determinism, measure
-from arsandbox.sandbox.models import (
-    Baseline,
-    Finding,
-    MetricInfo,
-    Part,
-    PolicyInfo,
-    Record,
-    Timing,
-    Trust,
-    Usage,
-    Verdict,
-    utc_now,
-)
+from arsandbox.sandbox.models import Finding, Trust, Usage, Verdict, utc_now
 from arsandbox.sandbox.planning import Champion as Champion
 from arsandbox.sandbox.planning import Plan as Plan
 from arsandbox.sandbox.planning import Request as Request
 from arsandbox.sandbox.planning import champion_of as champion_of
 from arsandbox.sandbox.planning import plan as plan
 from arsandbox.sandbox.planning import require_image as require_image
+from arsandbox.sandbox.record import Baseline, MetricInfo, Part, PolicyInfo, Record, Timing
 from arsandbox.sandbox.requirements import not_promotable, require_policies
 from arsandbox.sandbox.run_directory import RunDirectory, measured_in, run_directory
 from arsandbox.sandbox.workspace.layers import LayerStore

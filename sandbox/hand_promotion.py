@@ -8,8 +8,9 @@ from arsandbox.sandbox import decision, noise, promoting, sealed
 from arsandbox.sandbox.decision import Judgement
 from arsandbox.sandbox.errors import RefusedError, RepositoryError, UsageError
 from arsandbox.sandbox.ledger import Ledger
-from arsandbox.sandbox.models import Baseline, Record, Verdict, utc_now
+from arsandbox.sandbox.models import Verdict, utc_now
 from arsandbox.sandbox.planning import plan_of
+from arsandbox.sandbox.record import Baseline, Record
 from arsandbox.sandbox.repository import Repository
 from arsandbox.sandbox.requirements import not_promotable
 from arsandbox.sandbox.run_directory import run_directory

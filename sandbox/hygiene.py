@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from arsandbox.sandbox.config import MeasurementConfig
-from arsandbox.sandbox.models import Conditions
+from arsandbox.sandbox.record import Conditions
 
 _CPU = Path("/sys/devices/system/cpu")
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")

@@ -23,7 +23,7 @@ from arsandbox.sandbox.errors import StateError, UsageError
 from arsandbox.sandbox.summary import Summary
 
 if TYPE_CHECKING:
-    from arsandbox.sandbox.models import Record
+    from arsandbox.sandbox.record import Record
 
 GENESIS = "0" * 64
 _SCHEMA = 2
@@ -373,7 +373,7 @@ class Ledger:
     def _record(self, document: str) -> Record:
         from pydantic import ValidationError  # models take as long to load as all the rest of a listing
 
-        from arsandbox.sandbox.models import Record
+        from arsandbox.sandbox.record import Record
 
         try:
             return Record.model_validate_json(document)

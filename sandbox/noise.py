@@ -5,7 +5,7 @@ from __future__ import annotations
 from arsandbox.sandbox import host
 from arsandbox.sandbox.decision.noise import CALIBRATION_RUNS, Noise, mean
 from arsandbox.sandbox.ledger import Ledger
-from arsandbox.sandbox.models import Record
+from arsandbox.sandbox.record import Record
 
 # Facts of the machine with which the spread of a measurement may change.
 _HARDWARE = ("architecture", "cpu", "gpu")

@@ -17,8 +17,9 @@ from arsandbox.sandbox.config import DEFAULT_ENGINE
 from arsandbox.sandbox.engines.port import Engine
 from arsandbox.sandbox.errors import MachineError, UsageError
 from arsandbox.sandbox.gpu.grant import require_devices
-from arsandbox.sandbox.models import ImageRef, Record, Round
+from arsandbox.sandbox.models import ImageRef
 from arsandbox.sandbox.objects import ObjectStore
+from arsandbox.sandbox.record import Record, Round
 from arsandbox.sandbox.repository import Repository
 from arsandbox.sandbox.settings import Options, Settings
 from arsandbox.sandbox.slots import Slots

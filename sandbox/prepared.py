@@ -23,8 +23,9 @@ from arsandbox.sandbox.egress.destinations import Allowlist
 from arsandbox.sandbox.engines.port import Engine
 from arsandbox.sandbox.errors import MachineError, RefusedError, StateError
 from arsandbox.sandbox.events import Listener
-from arsandbox.sandbox.models import EgressReport, ImageRef, Reason, Stage, StageRecord
+from arsandbox.sandbox.models import EgressReport, ImageRef, Reason, Stage
 from arsandbox.sandbox.objects import ObjectStore
+from arsandbox.sandbox.record import StageRecord
 from arsandbox.sandbox.run_directory import RunDirectory
 from arsandbox.sandbox.settings import Settings
 from arsandbox.sandbox.stage import StagePlan, run_stage

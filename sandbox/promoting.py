@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from arsandbox.sandbox import promotion, steps
 from arsandbox.sandbox.ledger import Ledger
-from arsandbox.sandbox.models import Promotion, Record
 from arsandbox.sandbox.planning import Champion
+from arsandbox.sandbox.record import Promotion, Record
 from arsandbox.sandbox.repository import Repository
 
 

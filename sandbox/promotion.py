@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from arsandbox.sandbox.errors import RepositoryError
 from arsandbox.sandbox.git_process import SAFE_OPTIONS, git_environment, run_git
-from arsandbox.sandbox.models import Record
+from arsandbox.sandbox.record import Record
 from arsandbox.sandbox.repository import Repository
 
 ABSENT = "0" * 40  # what `Prepared.old` says of a branch that did not exist (64 zeros with SHA-256)

@@ -11,8 +11,9 @@ from arsandbox.sandbox import settings as configuration
 from arsandbox.sandbox.candidate import Candidate
 from arsandbox.sandbox.errors import MachineError, RefusedError
 from arsandbox.sandbox.gpu.request import NONE
-from arsandbox.sandbox.models import Record, Stage
+from arsandbox.sandbox.models import Stage
 from arsandbox.sandbox.objects import ObjectStore
+from arsandbox.sandbox.record import Record
 from arsandbox.sandbox.repository import Repository
 from arsandbox.sandbox.settings import Options, Settings
 from arsandbox.sandbox.workspace.upper import sha256_of

@@ -19,7 +19,8 @@ from arsandbox.sandbox.engines.port import Engine
 from arsandbox.sandbox.engines.registry import names, open_engine
 from arsandbox.sandbox.errors import ArsandboxError, MachineError, UsageError
 from arsandbox.sandbox.ledger import Ledger
-from arsandbox.sandbox.models import Record, utc_now
+from arsandbox.sandbox.models import utc_now
+from arsandbox.sandbox.record import Record
 from arsandbox.sandbox.repository import OBJECTS, Repository
 from arsandbox.sandbox.workspace.overlay import unmount_below
 from arsandbox.sandbox.workspace.upper import remove_tree

@@ -13,7 +13,8 @@ from arsandbox.sandbox.config import MetricConfig
 from arsandbox.sandbox.engines.port import Sandbox
 from arsandbox.sandbox.errors import MachineError, RefusedError
 from arsandbox.sandbox.metrics import read_metrics
-from arsandbox.sandbox.models import Reason, Record, TestReport
+from arsandbox.sandbox.models import Reason
+from arsandbox.sandbox.record import Record, TestReport
 from arsandbox.sandbox.test_results import ReportError, Tests
 
 TESTS_FILE = "tests.json"

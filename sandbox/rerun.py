@@ -22,19 +22,8 @@ from arsandbox.sandbox.events import Listener
 from arsandbox.sandbox.experiment import require_image
 from arsandbox.sandbox.ledger import Ledger
 from arsandbox.sandbox.measure import Bench, Measurement, determinism, evaluate, measure
-from arsandbox.sandbox.models import (
-    ChangeSet,
-    Difference,
-    Grade,
-    MetricInfo,
-    Reason,
-    Record,
-    Rerun,
-    Timing,
-    Usage,
-    Verdict,
-    utc_now,
-)
+from arsandbox.sandbox.models import ChangeSet, Reason, Usage, Verdict, utc_now
+from arsandbox.sandbox.record import Difference, Grade, MetricInfo, Record, Rerun, Timing
 from arsandbox.sandbox.repository import Repository
 from arsandbox.sandbox.requirements import require_policies
 from arsandbox.sandbox.run_directory import RunDirectory, measured_in, run_directory

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from arsandbox.sandbox.gpu.sampling import GpuUsage
-from arsandbox.sandbox.models import Record, Usage
+from arsandbox.sandbox.models import Usage
+from arsandbox.sandbox.record import Record
 from arsandbox.sandbox.state import printable
 
 HEAD = "commit\tval_bpb\tmemory_gb\tstatus\tdescription"

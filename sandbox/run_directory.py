@@ -10,7 +10,7 @@ from pathlib import Path
 
 from arsandbox.sandbox import host, recovery, state
 from arsandbox.sandbox.errors import NotRemovedError
-from arsandbox.sandbox.models import Record
+from arsandbox.sandbox.record import Record
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ that nobody was judged on.
 from __future__ import annotations
 
 from arsandbox.sandbox.ledger import Ledger
-from arsandbox.sandbox.models import Record, Verdict
+from arsandbox.sandbox.models import Verdict
+from arsandbox.sandbox.record import Record
 
 # The least share of the gain on the held-out text that the sealed one must show.
 _LEAST_SHARE = 0.1

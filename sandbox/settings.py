@@ -23,10 +23,11 @@ from arsandbox.sandbox.errors import MachineError, RefusedError, UsageError
 from arsandbox.sandbox.gpu.request import EVALUATE, GpuRequest
 from arsandbox.sandbox.gpu.request import default_for as default_gpus
 from arsandbox.sandbox.gpu.request import parse as parse_gpus
-from arsandbox.sandbox.models import CacheUse, Stage
+from arsandbox.sandbox.models import Stage
 from arsandbox.sandbox.objects import ObjectStore
 from arsandbox.sandbox.policy_sources import stage_policies
 from arsandbox.sandbox.quantities import parse_duration
+from arsandbox.sandbox.record import CacheUse
 
 _LEAST_GRACE_S = 10.0
 # Keys of the config that do not change what is measured, or that count by what they led to (image, gpus, ...).

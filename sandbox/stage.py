@@ -22,7 +22,8 @@ from arsandbox.sandbox.errors import StateError
 from arsandbox.sandbox.events import Listener
 from arsandbox.sandbox.gpu.grant import Grant
 from arsandbox.sandbox.metrics import MetricReader, Metrics
-from arsandbox.sandbox.models import ImageRef, Reason, Stage, StageRecord, utc_now
+from arsandbox.sandbox.models import ImageRef, Reason, Stage, utc_now
+from arsandbox.sandbox.record import StageRecord
 
 # What process 1 says at the end (engines/init.py).
 _OUTLIVED = re.compile(rb"^arsandbox: processes that outlived the command: (\d{1,6})$", re.MULTILINE)

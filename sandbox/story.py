@@ -13,7 +13,8 @@ from arsandbox.sandbox import experiment
 from arsandbox.sandbox.engines.port import Engine
 from arsandbox.sandbox.errors import MachineError
 from arsandbox.sandbox.events import Listener
-from arsandbox.sandbox.models import Guarantee, ImageRef, Record, Verdict
+from arsandbox.sandbox.models import Guarantee, ImageRef, Verdict
+from arsandbox.sandbox.record import Record
 from arsandbox.sandbox.repository import create_repository
 from arsandbox.sandbox.settings import Options
 

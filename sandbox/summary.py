@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from arsandbox.sandbox.models import Record
+    from arsandbox.sandbox.record import Record
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from typing import Any, Literal
 from arsandbox.sandbox.errors import ArsandboxError
 from arsandbox.sandbox.ledger import Ledger
 from arsandbox.sandbox.location import find_state
-from arsandbox.sandbox.models import Model, Record
+from arsandbox.sandbox.models import Model
+from arsandbox.sandbox.record import Record
 from arsandbox.sandbox.results_table import HEAD, results_tsv
 from arsandbox.sandbox.state import printable
 

@@ -13,9 +13,10 @@ from arsandbox.sandbox import experiment
 from arsandbox.sandbox.api.opening import seconds, target
 from arsandbox.sandbox.errors import ArsandboxError
 from arsandbox.sandbox.events import Listener
-from arsandbox.sandbox.models import Goal, Model, Record
+from arsandbox.sandbox.models import Goal, Model
 from arsandbox.sandbox.planning import Plan
 from arsandbox.sandbox.proposers.brief import tail
+from arsandbox.sandbox.record import Record
 from arsandbox.sandbox.repository import clone_repository
 
 AUTORESEARCH = "https://github.com/karpathy/autoresearch.git"

@@ -23,7 +23,7 @@ from arsandbox.sandbox.api.runs import explained
 from arsandbox.sandbox.errors import ArsandboxError
 from arsandbox.sandbox.events import Listener
 from arsandbox.sandbox.ledger import Ledger
-from arsandbox.sandbox.models import Goal, Model, Record, Verdict
+from arsandbox.sandbox.models import Goal, Model, Verdict
 from arsandbox.sandbox.planning import Plan, plan_of
 from arsandbox.sandbox.proposers.brief import PROGRAM, make_brief
 from arsandbox.sandbox.proposers.port import (
@@ -34,6 +34,7 @@ from arsandbox.sandbox.proposers.port import (
     ProposerSpec,
     open_proposer,
 )
+from arsandbox.sandbox.record import Record
 from arsandbox.sandbox.run_directory import run_directory
 from arsandbox.sandbox.state import printable
 from arsandbox.sandbox.workspace.layers import LayerStore

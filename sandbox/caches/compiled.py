@@ -9,7 +9,8 @@ from arsandbox.sandbox.caches.kinds import WORKSPACE_FOLDER
 from arsandbox.sandbox.caches.store import CacheStore, CacheVersion
 from arsandbox.sandbox.engines.port import Sandbox
 from arsandbox.sandbox.errors import MachineError, RefusedError, UsageError
-from arsandbox.sandbox.models import Record, Stage
+from arsandbox.sandbox.models import Stage
+from arsandbox.sandbox.record import Record
 from arsandbox.sandbox.settings import Settings
 
 _KEPT = "compiled"

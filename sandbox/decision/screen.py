@@ -5,7 +5,8 @@ from __future__ import annotations
 from arsandbox.sandbox.decision.noise import Noise
 from arsandbox.sandbox.decision.rules import SCREEN_SIGMAS, Rule
 from arsandbox.sandbox.decision.single import Judgement, judge
-from arsandbox.sandbox.models import Decision, Verdict
+from arsandbox.sandbox.models import Verdict
+from arsandbox.sandbox.record import Decision
 
 
 def screen(value: float, reference: float, noise: Noise | None, rule: Rule, *, simpler: bool = False) -> Judgement:

@@ -11,7 +11,8 @@ import math
 from arsandbox.sandbox.decision.noise import Noise, deviation, mean
 from arsandbox.sandbox.decision.rules import FUTILE_SIGMAS, UNSTABLE_SIGMAS, Design, Rule
 from arsandbox.sandbox.decision.single import Judgement
-from arsandbox.sandbox.models import Decision, Verdict
+from arsandbox.sandbox.models import Verdict
+from arsandbox.sandbox.record import Decision
 
 # A candidate whose spread is this unlikely under the calibrated sigma (chi-squared), and below this share
 # of it, has pinned its luck.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from arsandbox.sandbox.models import Decision, Goal, Verdict
+from arsandbox.sandbox.models import Goal, Verdict
+from arsandbox.sandbox.record import Decision
 
 
 @dataclass(frozen=True)

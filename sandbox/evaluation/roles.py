@@ -27,7 +27,8 @@ from arsandbox.sandbox.evaluation.channel import SOCKET_NAME, ChannelError, Endp
 from arsandbox.sandbox.evaluation.mounts import LIBRARY, TARGET, furnish, python_path
 from arsandbox.sandbox.events import Silent
 from arsandbox.sandbox.gpu.grant import Grant
-from arsandbox.sandbox.models import Finding, Model, Reason, Stage, StageRecord, Termination
+from arsandbox.sandbox.models import Finding, Model, Reason, Stage, Termination
+from arsandbox.sandbox.record import StageRecord
 from arsandbox.sandbox.run_directory import RunDirectory
 from arsandbox.sandbox.stage import StagePlan, last_line, run_stage
 

@@ -21,7 +21,7 @@ from arsandbox.sandbox.canonical import canonical
 from arsandbox.sandbox.errors import StateError, UsageError
 from arsandbox.sandbox.evidence.statement import PAYLOAD_TYPE, sign, statements
 from arsandbox.sandbox.ledger import Ledger
-from arsandbox.sandbox.models import Record
+from arsandbox.sandbox.record import Record
 from arsandbox.sandbox.repository import Repository
 from arsandbox.sandbox.run_directory import measured_in
 from arsandbox.sandbox.workspace.upper import sha256_of

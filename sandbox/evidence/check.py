@@ -26,8 +26,8 @@ from arsandbox.sandbox.errors import RefusedError, UsageError
 from arsandbox.sandbox.evidence.bundle import FORMAT, MANIFEST, MANIFEST_TYPE, RECORDS, SIGNATURE
 from arsandbox.sandbox.evidence.statement import PAYLOAD_TYPE, statements
 from arsandbox.sandbox.ledger import chain_problems, shown
-from arsandbox.sandbox.models import Record
 from arsandbox.sandbox.promotion import trailers
+from arsandbox.sandbox.record import Record
 
 _LARGEST_TEXT = 512 * 1024**2
 _LONGEST_NAME = 16 * 1024

@@ -12,7 +12,7 @@ from securesystemslib.dsse import Envelope
 from securesystemslib.signer import CryptoSigner
 
 from arsandbox.sandbox.canonical import canonical
-from arsandbox.sandbox.models import Record
+from arsandbox.sandbox.record import Record
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from arsandbox.sandbox.models import Record, Verdict
+from arsandbox.sandbox.models import Verdict
+from arsandbox.sandbox.record import Record
 
 STOP_FILE = "STOP"
 _WORKED = {Verdict.KEEP, Verdict.DISCARD, Verdict.PENDING, Verdict.BASELINE}

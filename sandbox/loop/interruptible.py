@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 
 from arsandbox.sandbox.events import Listener
-from arsandbox.sandbox.models import Record, Stage
+from arsandbox.sandbox.models import Stage
+from arsandbox.sandbox.record import Record
 
 
 class Interruptible:

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from arsandbox.sandbox import state
 from arsandbox.sandbox.errors import StateError, UsageError
-from arsandbox.sandbox.models import Finding, Model, StageRecord, Verdict
+from arsandbox.sandbox.models import Finding, Model, Verdict
+from arsandbox.sandbox.record import StageRecord
 
 _Document = TypeVar("_Document", bound=Model)
 

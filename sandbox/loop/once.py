@@ -13,8 +13,9 @@ from arsandbox.sandbox.ledger import Ledger
 from arsandbox.sandbox.loop.journal import Identity
 from arsandbox.sandbox.loop.proposing import Desk
 from arsandbox.sandbox.loop.rounds import Course, run_proposal
-from arsandbox.sandbox.models import ImageRef, Record
+from arsandbox.sandbox.models import ImageRef
 from arsandbox.sandbox.planning import Plan, Request, default_tag, plan
+from arsandbox.sandbox.record import Record
 from arsandbox.sandbox.slots import Slots
 
 

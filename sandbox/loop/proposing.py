@@ -12,7 +12,7 @@ from arsandbox.sandbox.engines.port import Engine
 from arsandbox.sandbox.events import Listener
 from arsandbox.sandbox.ledger import Ledger
 from arsandbox.sandbox.loop.journal import Entry
-from arsandbox.sandbox.models import Record, Verdict
+from arsandbox.sandbox.models import Verdict
 from arsandbox.sandbox.planning import Plan
 from arsandbox.sandbox.proposers.brief import make_brief
 from arsandbox.sandbox.proposers.port import (
@@ -23,6 +23,7 @@ from arsandbox.sandbox.proposers.port import (
     ProposerSpec,
     open_proposer,
 )
+from arsandbox.sandbox.record import Record
 from arsandbox.sandbox.run_directory import run_directory
 from arsandbox.sandbox.state import printable
 from arsandbox.sandbox.workspace.layers import LayerStore

@@ -13,9 +13,10 @@ from arsandbox.sandbox.errors import UsageError
 from arsandbox.sandbox.events import Listener
 from arsandbox.sandbox.ledger import Ledger
 from arsandbox.sandbox.loop.journal import Entry, Identity
-from arsandbox.sandbox.models import ImageRef, Record, Round, Verdict
+from arsandbox.sandbox.models import ImageRef, Verdict
 from arsandbox.sandbox.planning import Plan, Request, plan, plan_of
 from arsandbox.sandbox.proposers.command import LOG_NAME
+from arsandbox.sandbox.record import Record, Round
 from arsandbox.sandbox.repository import Repository
 from arsandbox.sandbox.settings import Options
 from arsandbox.sandbox.slots import Slots

@@ -27,8 +27,9 @@ from arsandbox.sandbox.loop.interruptible import Interruptible
 from arsandbox.sandbox.loop.journal import Entry, Identity, Journal, last
 from arsandbox.sandbox.loop.proposing import Desk
 from arsandbox.sandbox.loop.rounds import Course, finals, play
-from arsandbox.sandbox.models import ImageRef, Record
+from arsandbox.sandbox.models import ImageRef
 from arsandbox.sandbox.planning import Request, default_tag, plan
+from arsandbox.sandbox.record import Record
 from arsandbox.sandbox.repository import Repository
 from arsandbox.sandbox.settings import Options
 from arsandbox.sandbox.slots import Slots

@@ -12,9 +12,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from arsandbox.sandbox.models import Record
 from arsandbox.sandbox.objects import ObjectStore
 from arsandbox.sandbox.proposers.port import Brief, Failure
+from arsandbox.sandbox.record import Record
 from arsandbox.sandbox.results_table import results_tsv
 from arsandbox.sandbox.settings import Settings
 from arsandbox.sandbox.state import printable

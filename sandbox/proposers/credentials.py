@@ -10,7 +10,7 @@ from pathlib import Path
 from arsandbox.policies.model import RESERVED, Policy
 from arsandbox.policies.rules import Names
 from arsandbox.sandbox.errors import RefusedError, UsageError
-from arsandbox.sandbox.models import StageRecord
+from arsandbox.sandbox.record import StageRecord
 
 _LEAST = 8
 _REDACTED = "[credential {name}]"

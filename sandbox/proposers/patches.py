@@ -9,9 +9,10 @@ from pathlib import Path
 
 from arsandbox.sandbox import candidate as candidates
 from arsandbox.sandbox.errors import UsageError
-from arsandbox.sandbox.models import Record, Verdict
+from arsandbox.sandbox.models import Verdict
 from arsandbox.sandbox.objects import ObjectStore
 from arsandbox.sandbox.proposers.port import Brief, Proposal
+from arsandbox.sandbox.record import Record
 from arsandbox.sandbox.state import printable
 
 _SUFFIXES = (".patch", ".diff")

@@ -15,7 +15,8 @@ from typing import Protocol
 from arsandbox.sandbox.engines.port import Engine
 from arsandbox.sandbox.errors import UsageError
 from arsandbox.sandbox.events import Listener
-from arsandbox.sandbox.models import Finding, ImageRef, Model, Reason, Record, StageRecord, Termination, Verdict
+from arsandbox.sandbox.models import Finding, ImageRef, Model, Reason, Termination, Verdict
+from arsandbox.sandbox.record import Record, StageRecord
 from arsandbox.sandbox.repository import Repository
 from arsandbox.sandbox.run_directory import RunDirectory
 from arsandbox.sandbox.settings import Settings

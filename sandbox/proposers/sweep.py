@@ -15,9 +15,10 @@ from dataclasses import dataclass
 
 from arsandbox.policies.edits import EditRules
 from arsandbox.sandbox import candidate as candidates
-from arsandbox.sandbox.models import Record, Verdict
+from arsandbox.sandbox.models import Verdict
 from arsandbox.sandbox.objects import ObjectStore
 from arsandbox.sandbox.proposers.port import Brief, Proposal
+from arsandbox.sandbox.record import Record
 
 _FACTORS = (2.0, 0.5, 1.3, 1 / 1.3, 4.0, 0.25)
 _SMALL = 16

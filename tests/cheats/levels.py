@@ -13,7 +13,8 @@ from arsandbox.sandbox.engines.registry import open_engine
 from arsandbox.sandbox.events import Silent
 from arsandbox.sandbox.imaging import catalogue
 from arsandbox.sandbox.ledger import Ledger
-from arsandbox.sandbox.models import ImageRef, Record, Verdict
+from arsandbox.sandbox.models import ImageRef, Verdict
+from arsandbox.sandbox.record import Record
 from arsandbox.sandbox.repository import Repository
 from arsandbox.sandbox.rerun import rerun
 from arsandbox.sandbox.settings import Options

@@ -10,7 +10,7 @@ import arsandbox_test_support as support
 import jsonschema
 import pytest
 
-from arsandbox.sandbox.models import Record
+from arsandbox.sandbox.record import Record
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(280)]
 

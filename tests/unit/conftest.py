@@ -21,7 +21,8 @@ from hypothesis import settings
 from arsandbox.sandbox import advisories
 from arsandbox.sandbox.gpu import grant as granting
 from arsandbox.sandbox.gpu import nvml
-from arsandbox.sandbox.models import EngineInfo, ImageRef, MetricInfo, Patch, PolicyInfo, Record, Verdict
+from arsandbox.sandbox.models import EngineInfo, ImageRef, Patch, Verdict
+from arsandbox.sandbox.record import MetricInfo, PolicyInfo, Record
 
 
 def _load(name: str, file: Path) -> ModuleType:

@@ -24,7 +24,8 @@ from arsandbox.sandbox.events import Silent
 from arsandbox.sandbox.ledger import Ledger
 from arsandbox.sandbox.loop.bounds import Bounds
 from arsandbox.sandbox.loop.running import Order, loop
-from arsandbox.sandbox.models import Record, Verdict
+from arsandbox.sandbox.models import Verdict
+from arsandbox.sandbox.record import Record
 from arsandbox.sandbox.repository import Repository
 from arsandbox.sandbox.settings import Options
 

@@ -20,7 +20,8 @@ from arsandbox.sandbox.engines.fake import FakeEngine, Script, scripted
 from arsandbox.sandbox.errors import ArsandboxError, MachineError, RefusedError, UsageError
 from arsandbox.sandbox.events import Silent
 from arsandbox.sandbox.ledger import Ledger
-from arsandbox.sandbox.models import Record, Stage
+from arsandbox.sandbox.models import Stage
+from arsandbox.sandbox.record import Record
 from arsandbox.sandbox.settings import Options, Settings, resolve
 
 

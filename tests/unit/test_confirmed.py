@@ -19,7 +19,8 @@ from arsandbox.sandbox.errors import UsageError
 from arsandbox.sandbox.events import Silent
 from arsandbox.sandbox.hand_promotion import promote
 from arsandbox.sandbox.ledger import Ledger
-from arsandbox.sandbox.models import Grade, Record, Rerun, Stage, Verdict
+from arsandbox.sandbox.models import Stage, Verdict
+from arsandbox.sandbox.record import Grade, Record, Rerun
 from arsandbox.sandbox.repository import Repository
 from arsandbox.sandbox.rerun import rerun
 from arsandbox.sandbox.settings import Options

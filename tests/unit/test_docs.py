@@ -21,8 +21,9 @@ from arsandbox.sandbox import config
 from arsandbox.sandbox.engines.docker import container
 from arsandbox.sandbox.engines.port import SandboxSpec
 from arsandbox.sandbox.measure import determinism
-from arsandbox.sandbox.models import ImageRef, Record, Stage, Verdict
+from arsandbox.sandbox.models import ImageRef, Stage, Verdict
 from arsandbox.sandbox.quantities import parse_size
+from arsandbox.sandbox.record import Record
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [

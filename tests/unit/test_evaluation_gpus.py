@@ -28,7 +28,8 @@ from arsandbox.sandbox.gpu.leases import LABEL, Lease
 from arsandbox.sandbox.gpu.request import GpuRequest
 from arsandbox.sandbox.ledger import Ledger
 from arsandbox.sandbox.loop.bounds import Bounds
-from arsandbox.sandbox.models import Record, Stage
+from arsandbox.sandbox.models import Stage
+from arsandbox.sandbox.record import Record
 from arsandbox.sandbox.repository import Repository
 from arsandbox.sandbox.rerun import rerun
 from arsandbox.sandbox.settings import Options, Settings, resolve

@@ -25,8 +25,9 @@ from arsandbox.sandbox.evaluation.mounts import TARGET
 from arsandbox.sandbox.events import Silent
 from arsandbox.sandbox.gpu.leases import LABEL
 from arsandbox.sandbox.ledger import Ledger
-from arsandbox.sandbox.models import Record, Stage
+from arsandbox.sandbox.models import Stage
 from arsandbox.sandbox.planning import plan_of
+from arsandbox.sandbox.record import Record
 from arsandbox.sandbox.repository import Repository
 from arsandbox.sandbox.rerun import rerun
 from arsandbox.sandbox.settings import Options

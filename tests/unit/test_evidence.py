@@ -34,18 +34,8 @@ from arsandbox.sandbox.evidence.bundle import MANIFEST, MANIFEST_TYPE, RECORDS, 
 from arsandbox.sandbox.evidence.check import Report, check_bundle
 from arsandbox.sandbox.evidence.statement import PAYLOAD_TYPE, sign, statements
 from arsandbox.sandbox.ledger import Ledger, record_hash
-from arsandbox.sandbox.models import (
-    Baseline,
-    MetricInfo,
-    Promotion,
-    Reason,
-    Record,
-    Stage,
-    StageRecord,
-    Termination,
-    Usage,
-    Verdict,
-)
+from arsandbox.sandbox.models import Reason, Stage, Termination, Usage, Verdict
+from arsandbox.sandbox.record import Baseline, MetricInfo, Promotion, Record, StageRecord
 from arsandbox.sandbox.repository import Repository
 
 MakeRecord = Callable[..., Record]

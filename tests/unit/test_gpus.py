@@ -25,7 +25,8 @@ from arsandbox.sandbox.gpu.grant import granted
 from arsandbox.sandbox.gpu.leases import LABEL, Lease
 from arsandbox.sandbox.gpu.request import GpuRequest, default_for, parse
 from arsandbox.sandbox.gpu.sampling import DeviceUsage, GpuUsage
-from arsandbox.sandbox.models import ImageRef, Record, Usage
+from arsandbox.sandbox.models import ImageRef, Usage
+from arsandbox.sandbox.record import Record
 from arsandbox.sandbox.results_table import results_tsv
 from arsandbox.sandbox.settings import Options, resolve
 

@@ -16,7 +16,7 @@ from arsandbox.sandbox import hygiene, state
 from arsandbox.sandbox.config import MeasurementConfig
 from arsandbox.sandbox.cores import Cores
 from arsandbox.sandbox.hygiene import Reading, conditions, disturbances, read
-from arsandbox.sandbox.models import Conditions
+from arsandbox.sandbox.record import Conditions
 
 BEFORE = Reading(
     at=100.0, load=0.5, busy_s=1000.0, swapped_pages=10, major_faults=20, throttle_events=3,

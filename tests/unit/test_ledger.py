@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from arsandbox.sandbox.errors import ArsandboxError, StateError, UsageError
 from arsandbox.sandbox.ledger import GENESIS, Ledger, record_hash
-from arsandbox.sandbox.models import Promotion, Record, Usage, Verdict
+from arsandbox.sandbox.models import Usage, Verdict
+from arsandbox.sandbox.record import Promotion, Record
 
 MakeRecord = Callable[..., Record]
 FORK = multiprocessing.get_context("fork")
@@ -349,7 +350,7 @@ WRITER = """
 import itertools, sys
 from pathlib import Path
 from arsandbox.sandbox.ledger import Ledger
-from arsandbox.sandbox.models import Record
+from arsandbox.sandbox.record import Record
 record = Record.model_validate_json(sys.stdin.read())
 with Ledger.open(Path(sys.argv[1])) as ledger:
     for number in itertools.count(int(sys.argv[2])):

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from arsandbox.sandbox.ledger import Ledger
-from arsandbox.sandbox.models import Record
+from arsandbox.sandbox.record import Record
 
 RECORDS_EACH = 1000
 KILLS = 25
@@ -25,7 +25,7 @@ WRITER = """
 import itertools, os, sys
 from pathlib import Path
 from arsandbox.sandbox.ledger import Ledger
-from arsandbox.sandbox.models import Record
+from arsandbox.sandbox.record import Record
 directory, name, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 template = Record.model_validate_json(Path(sys.argv[4]).read_text())
 with Ledger.open(directory) as ledger:

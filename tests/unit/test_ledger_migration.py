@@ -20,7 +20,8 @@ import rfc8785
 from arsandbox.cli import boundary
 from arsandbox.sandbox.errors import StateError
 from arsandbox.sandbox.ledger import Ledger
-from arsandbox.sandbox.models import Record, Verdict
+from arsandbox.sandbox.models import Verdict
+from arsandbox.sandbox.record import Record
 
 MakeRecord = Callable[..., Record]
 FORK = multiprocessing.get_context("fork")

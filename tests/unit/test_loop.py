@@ -22,8 +22,9 @@ from arsandbox.sandbox.events import Silent
 from arsandbox.sandbox.ledger import Ledger
 from arsandbox.sandbox.loop.bounds import Bounds, gpu_seconds
 from arsandbox.sandbox.loop.running import Order, base_of
-from arsandbox.sandbox.models import Promotion, Reason, Record, Stage, StageRecord, Termination, Usage, Verdict
+from arsandbox.sandbox.models import Reason, Stage, Termination, Usage, Verdict
 from arsandbox.sandbox.planning import engine_name
+from arsandbox.sandbox.record import Promotion, Record, StageRecord
 from arsandbox.sandbox.rerun import rerun
 from arsandbox.sandbox.settings import Options
 

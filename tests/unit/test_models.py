@@ -9,7 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from arsandbox.policies.model import Limits, Policy
-from arsandbox.sandbox.models import Record, Verdict, utc_now
+from arsandbox.sandbox.models import Verdict, utc_now
+from arsandbox.sandbox.record import Record
 
 CODES = {
     0: {"baseline", "keep", "discard", "pending"},

@@ -15,8 +15,9 @@ from arsandbox.sandbox.engines.fake import FakeEngine, Fault, Script
 from arsandbox.sandbox.engines.port import SandboxSpec
 from arsandbox.sandbox.errors import Interrupted, MachineError, UsageError
 from arsandbox.sandbox.loop.once import Errand, propose_and_run
-from arsandbox.sandbox.models import Record, Stage, Verdict
+from arsandbox.sandbox.models import Stage, Verdict
 from arsandbox.sandbox.planning import Plan, Request, default_tag
+from arsandbox.sandbox.record import Record
 from arsandbox.sandbox.settings import Options
 
 MakeLoop = Callable[..., FakeLoop]

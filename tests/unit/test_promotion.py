@@ -9,7 +9,7 @@ import pytest
 
 from arsandbox.sandbox import promotion
 from arsandbox.sandbox.errors import RepositoryError
-from arsandbox.sandbox.models import Baseline, MetricInfo, Record
+from arsandbox.sandbox.record import Baseline, MetricInfo, Record
 from arsandbox.sandbox.repository import Repository
 
 BRANCH = "arsandbox/nov22"

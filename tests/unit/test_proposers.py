@@ -17,7 +17,6 @@ from arsandbox.sandbox.models import (
     EgressRequest,
     Reason,
     Stage,
-    StageRecord,
     Termination,
     Usage,
     Verdict,
@@ -28,6 +27,7 @@ from arsandbox.sandbox.proposers.credentials import Credentials
 from arsandbox.sandbox.proposers.patches import Patches
 from arsandbox.sandbox.proposers.port import Brief
 from arsandbox.sandbox.proposers.sweep import Sweep, numbers
+from arsandbox.sandbox.record import StageRecord
 from arsandbox.sandbox.repository import Repository
 from arsandbox.sandbox.settings import Options, load_project, resolve
 

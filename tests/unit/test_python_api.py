@@ -65,7 +65,8 @@ def test_history_is_most_recent_first_and_survives_broken_lines(make_repo, make_
 
 
 def test_neither_what_is_pending_nor_what_got_no_new_draw_is_a_crash_in_the_table(make_record) -> None:
-    from arsandbox.sandbox.models import Finding, MetricInfo, Verdict
+    from arsandbox.sandbox.models import Finding, Verdict
+    from arsandbox.sandbox.record import MetricInfo
     from arsandbox.sandbox.results_table import results_tsv
 
     pending = make_record("20240101-000000-000-aaaaaa", verdict=Verdict.PENDING, description="promising")

@@ -12,8 +12,9 @@ from arsandbox.sandbox import confirmation, experiment, hand_promotion, rebuild
 from arsandbox.sandbox.engines.fake import FakeEngine
 from arsandbox.sandbox.errors import MachineError, RefusedError
 from arsandbox.sandbox.loop.bounds import Bounds
-from arsandbox.sandbox.models import Record, Stage, Verdict
+from arsandbox.sandbox.models import Stage, Verdict
 from arsandbox.sandbox.planning import Request, plan, plan_of
+from arsandbox.sandbox.record import Record
 from arsandbox.sandbox.repository import Repository
 from arsandbox.sandbox.rerun import rerun
 from arsandbox.sandbox.settings import Options

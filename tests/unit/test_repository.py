@@ -14,7 +14,7 @@ from arsandbox.policies.edits import EditRules
 from arsandbox.sandbox import candidate as candidates
 from arsandbox.sandbox import promotion
 from arsandbox.sandbox.errors import ArsandboxError, RefusedError, RepositoryError, UsageError
-from arsandbox.sandbox.models import Record
+from arsandbox.sandbox.record import Record
 from arsandbox.sandbox.repository import Repository
 
 Within = Callable[[float], AbstractContextManager[None]]
