@@ -259,7 +259,7 @@ def test_statements_are_canonical_and_a_function_of_the_record(world: World) -> 
     assert statements(again) == made
     program = (
         "import sys\nfrom arsandbox.sandbox.evidence.statement import statements\n"
-        "from arsandbox.sandbox.models import Record\n"
+        "from arsandbox.sandbox.record import Record\n"
         "made = statements(Record.model_validate_json(sys.stdin.buffer.read()))\n"
         "sys.stdout.buffer.write(b'\\n'.join(made[k] for k in sorted(made)))\n"
     )
