@@ -116,11 +116,14 @@ class _Loop:
     def run(self) -> Iterator[Record]:
         """The rounds left over first, then new ones."""
         try:
+            left_over = self._left_over()
+            # What names no proposer is refused before anything is measured; rounds left over come before its past.
+            desk = None if left_over else self._desk()
             self._know_the_champion()
-            for entry in self._left_over():
+            for entry in left_over:
                 if not self._ending.soon.is_set():
                     yield play(self._course, entry, self._listener)
-            desk = Desk(self._order.propose, self._order, self._start, self._engine, self._listener, self._past)
+            desk = desk or self._desk()
         except KeyboardInterrupt as error:
             raise Interrupted("the loop was interrupted; arsandbox loop --resume goes on") from error
         workers = [threading.Thread(target=self._work, args=(desk,)) for _ in range(self._order.parallel + 1)]
@@ -151,6 +154,10 @@ class _Loop:
             raise Interrupted("the loop was interrupted; arsandbox loop --resume goes on") from failure
         if failure is not None:
             raise failure
+
+    def _desk(self) -> Desk:
+        order = self._order
+        return Desk(order.propose, order, self._start, self._engine, self._listener, self._past)
 
     def _know_the_champion(self) -> None:
         """Measure the champion, and its noise where the rule needs it, before anything is compared with it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import shlex
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from arsandbox.sandbox.proposers.patches import Patches
 from arsandbox.sandbox.proposers.port import Proposer, ProposerContext, ProposerSpec
 from arsandbox.sandbox.proposers.sweep import Sweep
 from arsandbox.sandbox.requirements import require_engine
+
+_KINDS = ("aider", "command", "patches", "sweep")
 
 
 def opened(spec: ProposerSpec, context: ProposerContext) -> Proposer:
@@ -36,6 +39,8 @@ def opened(spec: ProposerSpec, context: ProposerContext) -> Proposer:
             return aider.command(program, folder, aider.editable_files(champion, objects, settings.rules), argument)
 
         return place("aider", started, spec, context)
+    if kind not in _KINDS and " " not in text and (near := difflib.get_close_matches(kind, _KINDS, n=1, cutoff=0.75)):
+        raise UsageError(f"--propose {text}: did you mean {near[0]!r}?", hint=f"a command of that name: command:{text}")
     words = _words(argument if kind == "command" else text, text)
     return place("command", lambda folder, champion: words, spec, context)
 

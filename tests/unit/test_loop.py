@@ -302,3 +302,23 @@ def test_gpu_time_counts_every_device_of_every_run(make_record: Callable[..., Re
 
     evaluated = (stage("train", 10.0, "GPU-1", "GPU-2"), stage("score", 9.0), stage("model", 3.0, "GPU-1"))
     assert gpu_seconds([make_record(stages=evaluated), make_record(stages=(stage("train", 5.0),))]) == 23.0
+
+
+@pytest.mark.parametrize(
+    ("propose", "says"),
+    [
+        ("swep", "did you mean 'sweep'"),
+        ("patch:queue", "did you mean 'patches'"),
+        ("patches:nowhere", "no such directory"),
+        ("sweep:x", "not a number"),
+    ],
+)
+def test_what_names_no_proposer_is_refused_before_anything_is_measured(
+    propose: str, says: str, fake_loop: MakeLoop
+) -> None:
+    made = fake_loop(rule="confirm", noise=0.1)
+    made.propose = propose
+    engine = made.engine()
+    with pytest.raises(UsageError, match=says) as refused:
+        made.rounds(engine=engine)
+    assert refused.value.hint and engine.calls["run"] == 0 and made.records() == []
