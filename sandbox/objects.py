@@ -216,7 +216,8 @@ class ObjectStore:
     def apply_patch(self, base: str, patch: bytes, *, name: str) -> str:
         """A commit that is `base` with `patch` applied; touches only the paths that the patch names.
 
-        Raises UsageError when the patch is empty, does not apply, or leads out of the tree.
+        Raises UsageError when the patch is empty, does not apply, or leads out of the tree; RepositoryError when
+        the store cannot be written.
         """
         # Backwards, git names what renames and copies come from.
         listed = [
@@ -242,15 +243,14 @@ class ObjectStore:
         ):
             index = Path(scratch) / "index"
             self.git("update-index", "-z", "--index-info", stdin=present, index=index)
-            done = run_git(
-                self.directory,
-                ["apply", "--cached", "--whitespace=nowarn", "-"],
-                stdin=patch,
-                check=False,
-                index=index,
-            )
+            apply = ["apply", "--cached", "--whitespace=nowarn"]
+            done = run_git(self.directory, [*apply, "-"], stdin=patch, check=False, index=index)
             if done.returncode != 0:
                 lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
+                # A check writes nothing: where it passes, the store could not be written: no fault of the patch.
+                checked = run_git(self.directory, [*apply, "--check", "-"], stdin=patch, check=False, index=index)
+                if checked.returncode == 0:
+                    raise RepositoryError(f"git apply failed: {lines[0].removeprefix('error: ')}")
                 raise UsageError(
                     f"{name}: does not apply to {base[:12]}: {lines[0].removeprefix('error: ')}",
                     hint="make it against the base commit: git diff > edit.patch",

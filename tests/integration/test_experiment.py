@@ -385,7 +385,8 @@ def test_an_evaluation_without_one_finite_value(project: Any, printed: str, reas
 
 
 def test_an_evaluation_that_fails_has_no_metric(project: Any) -> None:
-    task = project({"evaluate.py": "print('METRIC loss=1')\nraise SystemExit('no such model')\n"})
+    # On one stream: an engine joins two in the order in which they arrive.
+    task = project({"evaluate.py": "print('METRIC loss=1')\nprint('no such model')\nraise SystemExit(1)\n"})
     done = task.run("--json")
     assert (done.record["verdict"], done.code) == ("no_metric", 1)
     assert "no such model" in done.record["reason"]

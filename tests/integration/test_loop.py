@@ -57,7 +57,7 @@ def test_a_queue_with_one_true_improvement_promotes_exactly_that_one(project: An
         "1-comment": noisy(10.0, "# only a comment\n"),
         "2-other-comment": noisy(10.0, "# another one\n"),
         "3-better": noisy(9.0),
-        "4-crash": "raise SystemExit(3)\n",
+        "4-crash": noisy(10.0, "raise SystemExit(3)\n"),  # applies before and after the winner
         "5-comment": noisy(10.0, "# after the winner\n"),
     }
     place = queue(task, tmp_path, texts)

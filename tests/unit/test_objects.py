@@ -6,7 +6,7 @@ import hashlib
 import os
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -107,6 +107,26 @@ def test_a_patch_that_does_not_apply_is_a_usage_error_that_names_the_file(repo, 
         store.apply_patch(repo.git("rev-parse", "HEAD"), edit_patch("a = 7", "a = 9"), name="my.patch")
     assert "my.patch" in caught.value.message and "train.py" in caught.value.message
     assert "\n" not in caught.value.message
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A directory on a file system of its own, of 1 MiB."""
+    place = tmp_path / "small"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], check=True)
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_a_full_disk_is_no_fault_of_the_patch(repo, small_disk: Path) -> None:
+    small = open_store(repo, small_disk / "store")
+    lines = "".join(f"+{hashlib.sha256(str(n).encode()).hexdigest()}\n" for n in range(40_000))
+    patch = f"--- /dev/null\n+++ b/new.txt\n@@ -0,0 +1,40000 @@\n{lines}".encode()
+    base = repo.git("rev-parse", "HEAD")
+    with pytest.raises(RepositoryError, match="No space left"):
+        small.apply_patch(base, patch, name="p")
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def test_no_sandbox_of_a_loop_is_weaker_than_the_policy_demands(
     owner('[stage.propose]\nisolation = "container"\n')
     with pytest.raises(MachineError, match="isolation 'container'"):
         made.rounds(engine=weak, bounds=Bounds(count=1))
-    assert started and set(started) == {Stage.TRAIN}
+    assert started == []
 
 
 def test_a_record_of_an_older_version_says_less_and_asks_for_no_more(fake_loop: MakeLoop) -> None:
