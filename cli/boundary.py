@@ -6,15 +6,14 @@ import contextlib
 import io
 import json
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator
-from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import typer
 from typer.core import TyperGroup
 
+from arsandbox.cli.interrupts import raise_interrupts
 from arsandbox.sandbox.errors import ArsandboxError, Interrupted
 
 if TYPE_CHECKING:
@@ -40,8 +39,7 @@ class _Output(io.FileIO):
 
 def guarded(command: Callable[[], object]) -> int:
     """Run `command` and return the exit code; errors are said on standard error (and as JSON if asked)."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+    raise_interrupts()
     _watch_output()
     code = 0
     try:
@@ -89,10 +87,6 @@ def last_words() -> Iterator[None]:
         sys.stdout.flush()
     except _ReaderGoneError:
         _discard_output()
-
-
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 def _watch_output() -> None:

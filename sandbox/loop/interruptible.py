@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+from collections.abc import Callable
 
 from arsandbox.sandbox.events import Listener
 from arsandbox.sandbox.models import Stage
@@ -10,14 +10,14 @@ from arsandbox.sandbox.record import Record
 
 
 class Interruptible:
-    """Passes everything on; once `now` is set, the next progress of a stage raises KeyboardInterrupt."""
+    """Passes everything on; once `now` says so, the next progress of a stage raises KeyboardInterrupt."""
 
-    def __init__(self, inner: Listener, now: threading.Event) -> None:
+    def __init__(self, inner: Listener, now: Callable[[], bool]) -> None:
         self._inner, self._now = inner, now
 
     def stop(self) -> None:
         """Raise KeyboardInterrupt if everything is to end now."""
-        if self._now.is_set():
+        if self._now():
             raise KeyboardInterrupt
 
     def note(self, text: str) -> None:

@@ -75,17 +75,18 @@ def loop(order: Order, engine: Engine, find_image: Callable[[str], ImageRef], li
         for line in recovery.recover(repository_state, engine):
             listener.note(f"cleaned up after a dead controller: {line}")
         with _signals(listener) as ending:
-            yield from _Loop(order, journal, engine, find_image, Interruptible(listener, ending.now), ending).run()
+            interruptible = Interruptible(listener, lambda: ending.now)
+            yield from _Loop(order, journal, engine, find_image, interruptible, ending).run()
     finally:
         journal.close()
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Ending:
-    """`soon`: begin no further round; `now`: end those under way."""
+    """`soon`: begin no further round; `now`: end those under way. No events: a signal handler sets them."""
 
-    soon: threading.Event
-    now: threading.Event
+    soon: bool = False
+    now: bool = False
 
 
 class _Loop:
@@ -121,7 +122,7 @@ class _Loop:
             desk = None if left_over else self._desk()
             self._know_the_champion()
             for entry in left_over:
-                if not self._ending.soon.is_set():
+                if not self._ending.soon:
                     yield play(self._course, entry, self._listener)
             desk = desk or self._desk()
         except KeyboardInterrupt as error:
@@ -141,13 +142,12 @@ class _Loop:
                     alive -= 1
                 elif isinstance(found, BaseException):
                     failure = failure or found
-                    self._ending.soon.set()
+                    self._ending.soon = True
                 else:
                     yield found
         finally:
             if alive:  # whoever reads the records stopped doing so
-                self._ending.soon.set()
-                self._ending.now.set()
+                self._ending.soon = self._ending.now = True
             for worker in workers:
                 worker.join()
         if isinstance(failure, KeyboardInterrupt | Interrupted):
@@ -190,7 +190,7 @@ class _Loop:
                 steps.reached("played")
                 self._done.put(record)
         except BaseException as error:  # noqa: BLE001 - whatever it is, the thread that reads the records raises it
-            self._ending.soon.set()
+            self._ending.soon = True
             self._done.put(error)
         finally:
             self._done.put(None)
@@ -203,14 +203,14 @@ class _Loop:
             begun = entries[-1].number if entries else 0
             why = self._why_stop(records, begun)
             if why is not None:
-                if not self._ending.soon.is_set():
+                if not self._ending.soon:
                     self._listener.note(f"the loop ends: {why}")
-                self._ending.soon.set()
+                self._ending.soon = True
                 return None
             entry = desk.propose(begun + 1, self._start.champion_now().commit)
             if entry is None:
                 self._listener.note("the loop ends: nothing more is proposed")
-                self._ending.soon.set()
+                self._ending.soon = True
                 return None
             steps.reached("proposed")
             self._journal.save(entry)
@@ -218,7 +218,7 @@ class _Loop:
             return entry
 
     def _why_stop(self, records: list[Record], begun: int) -> str | None:
-        if self._ending.soon.is_set():
+        if self._ending.soon:
             return "it was asked to"
         if stop_file(self._start.repository.worktree).exists():
             return f"{stop_file(self._start.repository.worktree)} exists"
@@ -233,16 +233,19 @@ class _Loop:
 
 @contextmanager
 def _signals(listener: Listener) -> Iterator[_Ending]:
-    """The first Ctrl-C (or SIGTERM) sets `soon`, the next one `now`."""
-    ending = _Ending(threading.Event(), threading.Event())
+    """The first Ctrl-C (or SIGTERM) sets `soon`, the next one `now`; what is ignored stays ignored."""
+    ending = _Ending()
 
     def asked(number: int, frame: FrameType | None) -> None:
-        (ending.now if ending.soon.is_set() else ending.soon).set()
+        ending.soon, ending.now = True, ending.soon
 
     if threading.current_thread() is not threading.main_thread():
         yield ending
         return
-    before = {number: signal.signal(number, asked) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, asked)
     try:
         yield ending
     finally:

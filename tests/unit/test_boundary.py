@@ -21,7 +21,9 @@ Raise = Callable[[], object]
 @pytest.fixture(autouse=True)
 def quiet_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(sys, "argv", ["arsandbox", "run"])
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {
+        number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
+    }
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

@@ -90,24 +90,24 @@ class DockerSandbox:
             connection = api.attach_socket(identity, params={"stdout": 1, "stderr": 1, "stream": 1, "logs": 0})
             self._reader = OutputReader(connection, watcher, limits.output_bytes)
             self._reader.start()
-        exited = threading.Event()
+        waiter = threading.Thread(target=self._wait, name="sandbox-wait", daemon=True)
         try:
             with translated("start the sandbox"):
                 api.start(identity)
         except MachineError:
             if self._state().get("ExitCode") not in _NOT_EXECUTED:
-                raise
-            exited.set()  # the command is not there or not executable: the candidate's failure, not ours
-        started = time.monotonic()
-        if not exited.is_set():
-            threading.Thread(target=self._wait, args=(exited,), name="sandbox-wait", daemon=True).start()
+                raise  # else the command is not there or not executable: the candidate's failure, not ours
+            started = time.monotonic()
+        else:
+            started = time.monotonic()
+            waiter.start()
         cgroup = self._cgroup()
         cause: str | None = None
         try:
-            cause = self._watch(watcher, cgroup, exited, started)
+            cause = self._watch(watcher, cgroup, waiter, started)
         finally:
-            if not exited.is_set():
-                self._kill(cgroup, exited)
+            if waiter.is_alive():
+                self._kill(cgroup, waiter)
             ended = time.monotonic()
             readings = cgroup.read() if cgroup else Readings()
             if cgroup:
@@ -153,7 +153,7 @@ class DockerSandbox:
         """See the port."""
         return self._workspace.collect(paths, target, most_bytes=most_bytes, most_files=most_files)
 
-    def _watch(self, watcher: Watcher, cgroup: Cgroup | None, exited: threading.Event, started: float) -> str | None:
+    def _watch(self, watcher: Watcher, cgroup: Cgroup | None, waiter: threading.Thread, started: float) -> str | None:
         """Wait for the end; returns why we must end it ourselves, or None when it exited."""
         assert self._reader is not None  # noqa: S101
         deadline = started + self._spec.deadline_s
@@ -174,7 +174,7 @@ class DockerSandbox:
                     watcher.tick(now - started, readings.memory_bytes)
                 except EnoughError:
                     return "enough"
-            if exited.wait(min(_POLL_S, deadline - now)):
+            if _ended(waiter, min(_POLL_S, deadline - now)):
                 return None
 
     def _look_for_full_disks(self) -> None:
@@ -203,18 +203,18 @@ class DockerSandbox:
             state: dict[str, Any] = _inspect(self._client.api, self._container)["State"]
             return state
 
-    def _wait(self, exited: threading.Event) -> None:
-        """Sets `exited` once the engine says so; a broken connection is asked again until it does."""
-        while not exited.is_set():
+    def _wait(self) -> None:
+        """Return once the engine says that it ended; a broken connection is asked again until it does."""
+        while True:
             try:
                 self._client.api.wait(self._container, timeout=3600)
-                exited.set()
+                return
             except NotFound:
-                exited.set()
+                return
             except Exception:  # noqa: BLE001 - time-outs and restarts of the engine alike
                 time.sleep(0.2)
                 if not self._running():
-                    exited.set()
+                    return
 
     def _running(self) -> bool:
         try:
@@ -222,27 +222,27 @@ class DockerSandbox:
         except (NotFound, MachineError):
             return False
 
-    def _kill(self, cgroup: Cgroup | None, exited: threading.Event) -> None:
+    def _kill(self, cgroup: Cgroup | None, waiter: threading.Thread) -> None:
         """End every process: through the cgroup where we may, else by the engine, again and again."""
         if cgroup is not None and os.geteuid() == 0:
             self._unpause()  # a frozen process takes no signal
             cgroup.kill()
-            if exited.wait(_REPORTED_S):
+            if _ended(waiter, _REPORTED_S):
                 return
             self._hang_up()
-            if exited.wait(5):
+            if _ended(waiter, 5):
                 return
         end = time.monotonic() + 60
-        while not exited.is_set() and time.monotonic() < end:
+        while waiter.is_alive() and time.monotonic() < end:
             try:
                 self._unpause()
                 with translated("end the sandbox"):
                     self._client.api.kill(self._container, signal="KILL")
             except (NotFound, MachineError):
                 pass  # gone, or not running any more, or a fork bomb keeps the engine busy: look again
-            if not exited.wait(0.5):
+            if not _ended(waiter, 0.5):
                 self._hang_up()
-        if not exited.is_set():
+        if waiter.is_alive():
             raise MachineError("the engine did not end the sandbox within a minute", hint="arsandbox gc")
 
     def _hang_up(self) -> None:
@@ -277,6 +277,16 @@ class DockerSandbox:
 
 
 @idempotent
+def _ended(waiter: threading.Thread, within_s: float) -> bool:
+    """Whether it does within so many seconds.
+
+    Unlike the wait for an event, Ctrl-C can end that for a join at any point and leave no lock taken.
+    """
+    if waiter.is_alive():
+        waiter.join(max(0.0, within_s))
+    return not waiter.is_alive()
+
+
 def _inspect(api: docker.APIClient, identity: str) -> dict[str, Any]:
     found: dict[str, Any] = api.inspect_container(identity)
     return found
