@@ -95,6 +95,6 @@ def _strange(path: str) -> bool:
 
 @lru_cache(maxsize=64)
 def _spec(patterns: tuple[str, ...]) -> pathspec.GitIgnoreSpec:
-    # Anchored at the root: `train.py` means that one file, not any file of that name.
+    # Anchored at the root: `train.py` means that one file (or directory), not any of that name.
     anchored = [pattern if pattern.startswith("/") else f"/{pattern}" for pattern in patterns]
     return pathspec.GitIgnoreSpec.from_lines(anchored)

@@ -8,6 +8,7 @@ a losing candidate never writes a byte into the user's repository.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -22,6 +23,12 @@ from arsandbox.sandbox.object_reader import PATCH_OPTIONS, ObjectReader
 
 _DIRECTORY_MODE = "040000"
 _INDEX = "index-"
+_SILENT = "no message"
+# How git begins where an object or the index cannot be written (object-file.c, wrapper.c, lockfile.c, read-cache.c).
+_UNWRITTEN = re.compile(
+    r"(?:error|fatal): (?:unable to (?:write|create|deflate)|insufficient perm|file write error|sha1 file|hash file)",
+    re.IGNORECASE,
+)
 _MANY = 500  # paths that one git command gets as arguments
 
 
@@ -246,10 +253,10 @@ class ObjectStore:
             apply = ["apply", "--cached", "--whitespace=nowarn"]
             done = run_git(self.directory, [*apply, "-"], stdin=patch, check=False, index=index)
             if done.returncode != 0:
-                lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
-                # A check writes nothing: where it passes, the store could not be written: no fault of the patch.
-                checked = run_git(self.directory, [*apply, "--check", "-"], stdin=patch, check=False, index=index)
-                if checked.returncode == 0:
+                lines = done.stderr.decode(errors="replace").strip().splitlines() or [_SILENT]
+                # A check writes nothing: where that fails, too, it is the patch.
+                check = run_git(self.directory, [*apply, "--check", "-"], stdin=patch, check=False, index=index)
+                if check.returncode == 0 and _is_unwritten(lines[0]):
                     raise RepositoryError(f"git apply failed: {lines[0].removeprefix('error: ')}")
                 raise UsageError(
                     f"{name}: does not apply to {base[:12]}: {lines[0].removeprefix('error: ')}",
@@ -281,6 +288,11 @@ def _crafted(path: str) -> RepositoryError:
 def _numstat_paths(listing: bytes) -> list[str]:
     """Every path in `git apply --numstat -z`."""
     return [os.fsdecode(row.split(b"\t", 2)[2]) for row in listing.split(b"\0") if row]
+
+
+def _is_unwritten(line: str) -> bool:
+    """Whether git says that it could not write, or nothing at all; its other words may be about the patch."""
+    return line == _SILENT or _UNWRITTEN.match(line) is not None
 
 
 def _quote(path: str) -> bytes:

@@ -118,8 +118,8 @@ def path(data: bytes) -> None:
     name = data.decode("utf-8", "surrogateescape")
     rules = EditRules(editable=("train.py", "src/"), protected=("src/fixed.py",))
     editable = rules.is_editable(name)
-    if editable:
-        assert name == "train.py" or name.startswith("src/")
+    if editable:  # as .gitignore has it, what is below a directory of a name belongs to it
+        assert name == "train.py" or name.startswith(("train.py/", "src/"))
         assert name != "src/fixed.py"
     is_public(name)
 
@@ -178,7 +178,7 @@ def patch(data: bytes) -> None:
     rules = EditRules(editable=("train.py", "src/"), protected=("evaluate.py",))
     changed = [change.path for change in objects.changes(base, made.commit)]
     if not candidate.refusals(made, objects, rules, Policy()):
-        assert all(path == "train.py" or path.startswith("src/") for path in changed), changed
+        assert all(path == "train.py" or path.startswith(("train.py/", "src/")) for path in changed), changed
     assert candidate.from_diff(objects, base, made.diff, name="itself").tree == made.tree or not changed
 
 

@@ -90,6 +90,8 @@ class Driver:
     told: int = 0
     # Of each device: how often it was read to the end since the last word.
     reads: Counter[str] = field(default_factory=Counter)
+    # Those that could not be read since then.
+    failed: set[str] = field(default_factory=set)
 
     def tell(self, *devices: Gpu) -> None:
         """From now on these, and no others, are there."""
@@ -101,6 +103,7 @@ class Driver:
                 for d in devices
             )
         )
+        self.failed = set()
         fresh.rename(self.file)
         self.told += 1
         self.reads = Counter()
@@ -112,6 +115,9 @@ class Driver:
             began = self.told
             try:
                 return read(session, uuid)
+            except Exception:
+                self.failed.add(uuid)
+                raise
             finally:
                 if began == self.told:
                     self.reads[uuid] += 1
@@ -119,9 +125,12 @@ class Driver:
         return counted
 
     def seen(self, uuid: str, times: int = 2) -> None:
-        """Wait until the device was read so often since the last word: what came of all but the last is known."""
+        """Wait until the device was read so often since the last word: what came of all but the last is known.
+
+        Or until it could not be read, which ends the reading: also by a call that began before the last word.
+        """
         end = time.monotonic() + 20
-        while self.reads[uuid] < times:
+        while self.reads[uuid] < times and uuid not in self.failed:
             assert time.monotonic() < end, f"nobody reads {uuid}"
             time.sleep(0.005)
 

@@ -129,6 +129,13 @@ def test_a_full_disk_is_no_fault_of_the_patch(repo, small_disk: Path) -> None:
         small.apply_patch(base, patch, name="p")
 
 
+def test_what_git_refuses_only_while_it_applies_is_a_usage_error(repo, store: ObjectStore) -> None:
+    """It passes `git apply --check`: found by fuzzing."""
+    patch = b"diff --git a/s b/s\nnew file mode 160000\n--- /dev/null\n+++ b/s\n@@ -0,0 +1 @@\n+no commit\n"
+    with pytest.raises(UsageError, match="corrupt patch for submodule"):
+        store.apply_patch(repo.git("rev-parse", "HEAD"), patch, name="p")
+
+
 @pytest.mark.parametrize(
     "path",
     ["../x", "a/../../x", ".git/config", ".git/hooks/post-commit", "/etc/passwd", ".GIT/config", "a/.git/x", "./x",
