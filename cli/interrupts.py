@@ -25,7 +25,10 @@ def raise_interrupts() -> None:
 
 
 def _asked(number: int, frame: FrameType | None) -> None:
-    if frame is not None and frame.f_globals is vars(threading) and frame.f_code.co_name in _TAKING:
-        signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
-        return
+    # All frames: the handler itself may be the innermost one, where the timer was faster than its end.
+    while frame is not None:
+        if frame.f_globals is vars(threading) and frame.f_code.co_name in _TAKING:
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
+            return
+        frame = frame.f_back
     raise KeyboardInterrupt

@@ -5,14 +5,19 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 
 import pytest
+
+from arsandbox.cli import interrupts
 
 # Takes and gives back the lock of an event without a pause, and counts how often an interrupt left it taken.
 TIGHT = """
 import os, random, signal, sys, threading, time
 from arsandbox.cli.interrupts import raise_interrupts
+signal.signal(signal.SIGINT, signal.default_int_handler)
 if sys.argv[1] == "ours":
     raise_interrupts()
 event, ready, handled, kept = threading.Event(), False, 0, 0
@@ -63,6 +68,42 @@ def counted(how: str) -> tuple[int, int]:
 def test_an_interrupt_leaves_no_lock_of_the_standard_library_taken() -> None:
     assert counted("ours") == (400, 0)
     assert counted("python's own")[1] > 0, "this test shows nothing: the locks are safe by themselves"
+
+
+class Interrupted:
+    """A lock at whose taking Ctrl-C comes."""
+
+    def __enter__(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
+    before = {number: signal.getsignal(number) for number in numbers}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where whoever started the tests ignores it
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_an_alarm_within_the_handler_is_put_off_too(handlers: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine so busy that the timer ends before the handler that set it: found under load."""
+    alarms: list[float] = []
+
+    def at_once(which: int, seconds: float) -> None:
+        if len(alarms) < 3:
+            alarms.append(seconds)
+            signal.raise_signal(signal.SIGALRM)
+
+    condition = threading.Condition()
+    condition._lock = Interrupted()  # type: ignore[attr-defined]
+    interrupts.raise_interrupts()
+    monkeypatch.setattr(signal, "setitimer", at_once)
+    condition.__enter__()
+    assert len(alarms) == 3
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGALRM)
 
 
 WAITING = """
