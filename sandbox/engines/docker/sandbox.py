@@ -276,7 +276,6 @@ class DockerSandbox:
             self._uid.release()
 
 
-@idempotent
 def _ended(waiter: threading.Thread, within_s: float) -> bool:
     """Whether it does within so many seconds.
 
@@ -287,6 +286,7 @@ def _ended(waiter: threading.Thread, within_s: float) -> bool:
     return not waiter.is_alive()
 
 
+@idempotent
 def _inspect(api: docker.APIClient, identity: str) -> dict[str, Any]:
     found: dict[str, Any] = api.inspect_container(identity)
     return found
