@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import typer
 from typer.core import TyperGroup
 
-from arsandbox.cli.interrupts import raise_interrupts
+from arsandbox.cli.interrupts import ignore_interrupts, raise_interrupts
 from arsandbox.sandbox.errors import ArsandboxError, Interrupted
 
 if TYPE_CHECKING:
@@ -43,8 +43,11 @@ def guarded(command: Callable[[], object]) -> int:
     _watch_output()
     code = 0
     try:
-        code = _code(command)
-        sys.stdout.flush()
+        try:
+            code = _code(command)
+            sys.stdout.flush()
+        finally:
+            ignore_interrupts()  # a second Ctrl-C comes too late: neither a traceback nor another exit code
         return code
     except _ClickException as error:
         return _say(error.format_message() + _refused_value(error), _usage_hint(error), 2)

@@ -24,6 +24,13 @@ def raise_interrupts() -> None:
             signal.signal(number, _asked)
 
 
+def ignore_interrupts() -> None:
+    """Let those signals do nothing more: the work is over, and what is left is to say how it ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # first: the one that comes twice
+    for number in (signal.SIGALRM, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _asked(number: int, frame: FrameType | None) -> None:
     # All frames: the handler itself may be the innermost one, where the timer was faster than its end.
     while frame is not None:

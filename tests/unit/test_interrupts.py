@@ -132,3 +132,32 @@ def test_what_whoever_started_us_ignores_stays_ignored(number: signal.Signals, i
         process.send_signal(number)
         time.sleep(0.1)
         assert process.wait(30) == (7 if ignored else 130)
+
+
+ENDING = """
+import sys, time
+from arsandbox.cli.boundary import guarded
+def command():
+    print("ready", flush=True)
+    time.sleep(30)
+code = guarded(command)
+time.sleep(0.5)
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_second_ctrl_c_at_the_end_changes_nothing(number: signal.Signals) -> None:
+    """After the last word it was a traceback, or a death by the signal: found by interrupting twice."""
+
+    def by_default() -> None:
+        signal.signal(number, signal.SIG_DFL)
+
+    with subprocess.Popen(
+        [sys.executable, "-c", ENDING], stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=by_default
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+        process.send_signal(number)
+        assert process.stderr is not None and process.stderr.readline() == b"arsandbox: interrupted\n"
+        process.send_signal(number)
+        assert (process.wait(30), process.stderr.read()) == (130, b"")
