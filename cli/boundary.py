@@ -38,7 +38,10 @@ class _Output(io.FileIO):
 
 
 def guarded(command: Callable[[], object]) -> int:
-    """Run `command` and return the exit code; errors are said on standard error (and as JSON if asked)."""
+    """Run `command` and return the exit code; errors are said on standard error (and as JSON if asked).
+
+    The process is to end with it: afterwards it ignores interrupts.
+    """
     raise_interrupts()
     _watch_output()
     code = 0

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import typer
@@ -19,14 +19,8 @@ Raise = Callable[[], object]
 
 
 @pytest.fixture(autouse=True)
-def quiet_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def quiet_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["arsandbox", "run"])
-    before = {
-        number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
-    }
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 def raising(error: BaseException) -> Raise:

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -77,17 +76,7 @@ class Interrupted:
         signal.raise_signal(signal.SIGINT)
 
 
-@pytest.fixture
-def handlers() -> Iterator[None]:
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
-    before = {number: signal.getsignal(number) for number in numbers}
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where whoever started the tests ignores it
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-def test_an_alarm_within_the_handler_is_put_off_too(handlers: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_alarm_within_the_handler_is_put_off_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine so busy that the timer ends before the handler that set it: found under load."""
     alarms: list[float] = []
 
@@ -98,6 +87,7 @@ def test_an_alarm_within_the_handler_is_put_off_too(handlers: None, monkeypatch:
 
     condition = threading.Condition()
     condition._lock = Interrupted()  # type: ignore[attr-defined]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where whoever started the tests ignores it
     interrupts.raise_interrupts()
     monkeypatch.setattr(signal, "setitimer", at_once)
     condition.__enter__()
