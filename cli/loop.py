@@ -29,6 +29,10 @@ def loop(
     count: Annotated[int | None, typer.Option("-n", min=1, help="Rounds in all.")] = None,
     duration: Annotated[str | None, typer.Option("--for", help="Begin no round after this time: 8h, 30m.")] = None,
     parallel: Annotated[int, typer.Option(min=1, max=64, help="How many may train at a time.")] = 1,
+    ahead: Annotated[
+        int | None,
+        typer.Option(min=0, max=16, help="Proposals made before their turn (default: 1; 0 if a model proposes)."),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the last loop.")] = False,
     trusted_proposer: Trusted = False,
     credential: Credentials = None,
@@ -90,6 +94,7 @@ def loop(
     order = Order(
         target or repo, propose, options, bounds, parallel=parallel, resume=resume, trusted=trusted_proposer,
         credentials=tuple(credential or ()), propose_limit_s=duration_option(propose_timeout, "--propose-timeout"),
+        ahead=ahead,
     )  # fmt: skip
     name = chosen_engine(engine, order.path, base_of(order))
     # Several rounds at a time share the terminal: lines, no bars.

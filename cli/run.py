@@ -152,7 +152,7 @@ def run(
         plan = experiment.plan(request, find_image=find_image)
         runner = open_engine(name, runtime)
         record = experiment.run(plan, runner, listener)
-    if confirm and record.verdict is Verdict.PENDING:
+    if confirmation.was_overtaken(record) or (confirm and record.verdict is Verdict.PENDING):
         record = confirmation.confirm(plan, record, runner, listener)
     elif record.verdict is Verdict.PENDING:
         listener.note(f"  to confirm it: arsandbox confirm {record.id}")

@@ -13,7 +13,7 @@ from arsandbox.sandbox.objects import ObjectStore
 from arsandbox.sandbox.prepared import PreparedData
 from arsandbox.sandbox.record import Conditions, StageRecord, TestReport
 from arsandbox.sandbox.settings import Settings
-from arsandbox.sandbox.slots import Slots
+from arsandbox.sandbox.slots import TrainingSlots
 from arsandbox.sandbox.workspace.layers import LayerStore
 
 
@@ -47,7 +47,7 @@ class Bench:
     sealed: bool = False
     sigma: float | None = None
     expected_tests: tuple[str, ...] | None = None
-    slots: Slots | None = None
+    slots: TrainingSlots | None = None
 
     @property
     def longest_s(self) -> float:

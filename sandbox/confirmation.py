@@ -20,8 +20,9 @@ from arsandbox.sandbox.engines.port import Engine
 from arsandbox.sandbox.errors import Interrupted, UsageError
 from arsandbox.sandbox.events import Listener
 from arsandbox.sandbox.ledger import Ledger
-from arsandbox.sandbox.models import Trust, Verdict, utc_now
-from arsandbox.sandbox.planning import Champion, Plan
+from arsandbox.sandbox.models import Finding, Trust, Verdict, utc_now
+from arsandbox.sandbox.planning import Champion, Plan, plan_of
+from arsandbox.sandbox.reapply import reapply
 from arsandbox.sandbox.record import Baseline, Decision, Part, Record, Timing
 from arsandbox.sandbox.run_directory import run_directory
 
@@ -32,8 +33,10 @@ _CHAMPION_ATTEMPTS = 3
 def confirm(what: Plan, pending: Record, engine: Engine, listener: Listener, *, recovering: bool = True) -> Record:
     """Complete the `pending` experiment and return the new record that says what it came to. Idempotent.
 
-    `what` is its plan (planning.plan_of). Raises UsageError for a record that is not pending or that another process
-    confirms, ArsandboxError for failures of ours; what was measured until then stays and is used again.
+    `what` is its plan (planning.plan_of). If the champion has moved since `pending` was judged, the edit is put onto
+    the new one and measured and confirmed there. Raises UsageError for a record that is not pending or that another
+    process confirms, ConflictError if the edit does not fit the new champion, ArsandboxError for failures of ours; what
+    was measured until then stays and is used again.
     """
     if pending.verdict is not Verdict.PENDING:
         raise UsageError(f"experiment {pending.id} is not pending ({pending.verdict.value})", hint="arsandbox history")
@@ -42,10 +45,80 @@ def confirm(what: Plan, pending: Record, engine: Engine, listener: Listener, *, 
             listener.note(f"cleaned up after a dead controller: {line}")
     with _alone(what, pending), Ledger.open(what.repository.state) as ledger:
         try:
-            done = ledger.confirmation(pending.id)
-            return done if done is not None else _Confirmation(what, pending, engine, listener, ledger).run()
+            return _completed(what, pending, engine, listener, ledger)
         except KeyboardInterrupt as error:
             raise Interrupted(f"interrupted; continue with: arsandbox confirm {pending.id}") from error
+
+
+def was_overtaken(record: Record) -> bool:
+    """Whether `record` won, and is pending only since another candidate was promoted meanwhile."""
+    return record.verdict is Verdict.PENDING and any(f.code == "champion_moved" for f in record.findings)
+
+
+def _completed(what: Plan, pending: Record, engine: Engine, listener: Listener, ledger: Ledger) -> Record:
+    won = pending.reason
+    while True:
+        done = ledger.confirmation(pending.id) or ledger.moved_on(pending.id)
+        if done is not None and done.confirms is not None:
+            return done
+        if done is not None:
+            moved, record = _with_round(plan_of(what.repository, done, what.options), what, done), done
+            break
+        champion = what.champion_now()
+        if not _has_moved(what, pending, champion, ledger):
+            record = _Confirmation(what, pending, engine, listener, ledger).run(champion)
+            if record.verdict is not Verdict.INTERRUPTED:
+                return record
+            won = record.reason
+            continue
+        listener.note(f"another candidate was promoted meanwhile: {pending.id} is put onto {champion.commit[:12]}")
+        moved = _moved(what, pending, champion, won)
+        record = _measured_there(moved, engine, listener)
+        break
+    return confirm(moved, record, engine, listener, recovering=False) if record.verdict is Verdict.PENDING else record
+
+
+def _has_moved(what: Plan, pending: Record, champion: Champion, ledger: Ledger) -> bool:
+    """Whether the champion's code is another one than `pending` was judged against."""
+    assert pending.baseline is not None  # noqa: S101 - pending means judged
+    return ledger.get(pending.baseline.experiment).candidate_tree != what.repository.objects.tree_of(champion.commit)
+
+
+def _moved(what: Plan, pending: Record, champion: Champion, won: str) -> Plan:
+    """The plan of the same edit on the new champion. Raises ConflictError."""
+    objects, settings = what.repository.objects, what.settings
+    found = reapply(objects, what.candidate, champion.commit)
+    told = f"on the champion before: {won} (experiment {pending.id})"
+    findings = (
+        *(finding for finding in what.findings if finding.code != "replaces"),
+        Finding(code="champion_moved", detail=told),
+        *(Finding(code="replaces", detail=note) for note in found.notes),
+    )
+    audit = what.options.audit or pending.trust == "L4"
+    plan = replace(
+        what,
+        base=champion.commit,
+        candidate=found.candidate,
+        champion=champion,
+        moved_from=pending.id,
+        findings=findings,
+        options=replace(what.options, description=pending.description, seed=None, audit=audit),
+        refusals=tuple(candidates.refusals(found.candidate, objects, settings.rules, settings.policy)),
+    )
+    return _with_round(plan, what, pending)
+
+
+def _with_round(plan: Plan, what: Plan, record: Record) -> Plan:
+    return replace(plan, round=what.round or record.round, slots=what.slots)
+
+
+def _measured_there(moved: Plan, engine: Engine, listener: Listener) -> Record:
+    """The first measurement of the edit on the new champion; none if that holds the edit already."""
+    if not moved.candidate.is_base:
+        return experiment.run(moved, engine, listener, recovering=False)
+    reason = f"the champion {moved.champion.commit[:12]} holds this change already"
+    finding = Finding(code="resubmitted", detail=reason)
+    return experiment.without_run(moved, Verdict.DISCARD, reason, (finding,), engine, listener)
 
 
 @contextmanager
@@ -103,27 +176,30 @@ class _Confirmation:
         self._engine, self._listener, self._ledger = engine, listener, ledger
         self._simpler = pending.patch.deletions > pending.patch.insertions
 
-    def run(self) -> Record:
-        spread, _ = calibrate(self._plan, self._engine, self._listener, self._ledger)
-        while True:
-            champion = self._plan.champion_now()
-            against = experiment.baseline_of(self._plan, champion.commit, self._engine, self._listener, self._ledger)
-            judged, baseline, value = self._judged(champion, against, spread)
-            steps.reached("confirmed")
-            record = self._written(judged, champion, baseline, value)
-            if record is not None:
-                self._listener.finished(record)
-                return record
-            self._listener.note("another candidate was promoted meanwhile: confirming against the new champion")
+    def run(self, champion: Champion) -> Record:
+        """The final record against `champion`; an interrupted one if the branch was moved from it meanwhile."""
+        spread = None
+        if self._plan.settings.rule.design is not None:
+            spread, _ = calibrate(self._plan, self._engine, self._listener, self._ledger)
+        against = experiment.baseline_of(self._plan, champion.commit, self._engine, self._listener, self._ledger)
+        judged, baseline, value = self._judged(champion, against, spread)
+        steps.reached("confirmed")
+        record = self._written(judged, champion, baseline, value)
+        if record.verdict is not Verdict.INTERRUPTED:
+            self._listener.finished(record)
+        return record
 
-    def _judged(self, champion: Champion, against: Record, spread: Noise) -> tuple[Judgement, Baseline, float]:
+    def _judged(self, champion: Champion, against: Record, spread: Noise | None) -> tuple[Judgement, Baseline, float]:
         """The judgement, what it compares with, and the candidate's value: confirming means where there are some."""
         rule, value = self._plan.settings.rule, self._pending.metric.value
         assert value is not None  # noqa: S101 - pending means measured
         reference = noise.champion_mean(self._ledger, against)
         screened = decision.screen(value, reference, spread, rule, simpler=self._simpler)
-        if screened.verdict is not Verdict.PENDING:
+        statistical = spread is not None and not spread.deterministic
+        screens = not statistical or self._pending.moved_from is None  # else only confirming runs may drop it
+        if screens and screened.verdict is not Verdict.PENDING:
             return screened, Baseline(experiment=against.id, value=reference), value
+        assert spread is not None  # noqa: S101 - a rule that asks for confirmation is calibrated
         while True:
             pairs = self._pairs(against)
             judged: Judgement | None
@@ -225,8 +301,8 @@ class _Confirmation:
         )
         return Judgement(judged.verdict, judged.reason, counted)
 
-    def _written(self, judged: Judgement, champion: Champion, baseline: Baseline, value: float) -> Record | None:
-        """The final record, promoted where it won; None when the branch has moved meanwhile."""
+    def _written(self, judged: Judgement, champion: Champion, baseline: Baseline, value: float) -> Record:
+        """The final record, promoted where it won; an interrupted one when the branch has moved meanwhile."""
         trust = self._trust()
         blocked = experiment.unpromoted(self._plan, trust) or self._refuted()
         with run_directory(self._plan.repository.state) as place:
@@ -265,10 +341,9 @@ class _Confirmation:
             moved = self._plan.champion_now() != champion
             why = "the branch has moved meanwhile" if moved else f"{self._plan.branch} is checked out"
             again = Verdict.INTERRUPTED if moved else Verdict.KEEP
-            closed = self._ledger.append(
+            return self._ledger.append(
                 record.model_copy(update={"verdict": again, "reason": f"{record.reason}; not promoted: {why}"})
             )
-            return None if moved else closed
 
     def _draft(self, identity: str) -> Record:
         """The final record as it stands if this controller dies: interrupted, and to be confirmed again."""

@@ -29,6 +29,17 @@ class UsageError(ArsandboxError):
     exit_code = 2
 
 
+class ConflictError(UsageError):
+    """An edit does not fit the commit that it was to be put onto (exit 2); `paths` are the files that stand against it.
+
+    `paths` is empty for a patch that git cannot apply anywhere.
+    """
+
+    def __init__(self, message: str, *, paths: tuple[str, ...] = (), hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.paths = paths
+
+
 class RefusedError(ArsandboxError):
     """A policy or an integrity check says no (exit 3)."""
 

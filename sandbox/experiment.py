@@ -7,6 +7,7 @@ labelled before it exists, and recovery.py finishes it at the next start.
 from __future__ import annotations
 
 import secrets
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,6 +17,7 @@ from arsandbox.sandbox import decision, host, noise, plausibility, prepared, pro
 from arsandbox.sandbox.bench import declared_trust
 from arsandbox.sandbox.caches import compiled
 from arsandbox.sandbox.candidate import Candidate
+from arsandbox.sandbox.decision import Noise
 from arsandbox.sandbox.engines.port import Engine
 from arsandbox.sandbox.errors import ArsandboxError, Interrupted, UsageError
 from arsandbox.sandbox.events import Listener
@@ -32,6 +34,7 @@ from arsandbox.sandbox.planning import require_image as require_image
 from arsandbox.sandbox.record import Baseline, MetricInfo, Part, PolicyInfo, Record, Timing
 from arsandbox.sandbox.requirements import not_promotable, require_policies
 from arsandbox.sandbox.run_directory import RunDirectory, measured_in, run_directory
+from arsandbox.sandbox.slots import NotBegun
 from arsandbox.sandbox.workspace.layers import LayerStore
 
 
@@ -40,7 +43,9 @@ def run(what: Plan, engine: Engine, listener: Listener, *, recovering: bool = Tr
 
     The baseline is measured first when none is recorded for this set-up; a disturbed measurement is
     kept as `invalid` and made again. On KeyboardInterrupt the sandbox is ended, the record says
-    `interrupted`, and Interrupted is raised. A loop has recovered what dead controllers left already.
+    `interrupted`, and Interrupted is raised. A loop has recovered what dead controllers left already. Where another
+    candidate was promoted meanwhile, a winner ends as `pending` with the finding `champion_moved`: confirmation.confirm
+    puts it onto that one. Raises NotBegun, and leaves no record, if the plan's slots do.
     """
     if recovering:
         for line in recovery.recover(what.repository.state, engine):
@@ -141,6 +146,10 @@ class _Experiment:
         self._seed = named if named is not None else secrets.randbits(31)
         self._setup = ""
         self._seen = Measurement()
+        # Runs of the champion, and parts of another experiment's decision, say nothing of where the edit came from.
+        self._own = candidate is what.candidate and part is None
+        if self._own:
+            self._seen.findings.extend(what.findings)
         self._draft = self._first_draft()
 
     def run(self) -> Record:
@@ -151,6 +160,10 @@ class _Experiment:
             record = self._run()
             steps.reached("recorded")
             return record
+        except NotBegun:
+            self._ledger.withdraw(self._place.id)
+            shutil.rmtree(self._place.keep, ignore_errors=True)
+            raise
         except KeyboardInterrupt as error:
             if recovery.finish_promotion(self._ledger, self._place.id) is not None:
                 raise Interrupted(f"interrupted while {self._place.id} was promoted; that was completed") from error
@@ -269,26 +282,35 @@ class _Experiment:
         if baseline is None:
             return self._close(Verdict.BASELINE, f"baseline {metric.name} {seen.value:.6g}")
         rule, patch = settings.rule, self._candidate.patch
-        while True:
-            reference = noise.champion_mean(self._ledger, baseline)
-            spread = noise.noise_of(self._ledger, self._setup) if rule.design else None
-            judged = decision.screen(seen.value, reference, spread, rule, simpler=patch.deletions > patch.insertions)
-            compared = Baseline(experiment=baseline.id, value=reference)
-            self._draft = self._draft.model_copy(update={"decision": judged.decision, "baseline": compared})
-            steps.reached("judged")
-            if judged.verdict is not Verdict.KEEP:
-                return self._close(judged.verdict, judged.reason)
-            blocked = unpromoted(what, seen.trust)
-            if blocked:
-                return self._close(Verdict.KEEP, f"{judged.reason}; not promoted: {blocked}")
-            record = self._promote(judged.reason, champion)
-            if record is not None:
-                return record
-            # Another controller promoted meanwhile: decide again, against the new champion.
-            before, champion = champion, self._plan.champion_now()
-            if champion == before:
-                return self._close(Verdict.KEEP, f"{judged.reason}; not promoted: {what.branch} cannot be moved")
-            baseline = self.baseline(champion.commit)
+        reference = noise.champion_mean(self._ledger, baseline)
+        spread = noise.noise_of(self._ledger, self._setup) if rule.design else None
+        judged = decision.screen(seen.value, reference, spread, rule, simpler=patch.deletions > patch.insertions)
+        compared = Baseline(experiment=baseline.id, value=reference)
+        self._draft = self._draft.model_copy(update={"decision": judged.decision, "baseline": compared})
+        steps.reached("judged")
+        if judged.verdict is Verdict.DISCARD and self._is_confirmed_on_this_champion(spread):
+            reason = f"{judged.reason}; it was better than the champion before: to be confirmed on this one"
+            return self._close(Verdict.PENDING, reason)
+        if judged.verdict is not Verdict.KEEP:
+            return self._close(judged.verdict, judged.reason)
+        blocked = unpromoted(what, seen.trust)
+        if blocked:
+            return self._close(Verdict.KEEP, f"{judged.reason}; not promoted: {blocked}")
+        record = self._promote(judged.reason, champion)
+        if record is not None:
+            return record
+        now = what.champion_now()
+        if now == champion:
+            return self._close(Verdict.KEEP, f"{judged.reason}; not promoted: {what.branch} cannot be moved")
+        # It was never put onto what was promoted meanwhile; to promote its tree would undo that.
+        moved = f"{now.commit[:12]} was promoted meanwhile"
+        seen.remark("champion_moved", moved)
+        return self._close(Verdict.PENDING, f"{judged.reason}; {moved}: to be measured on that one")
+
+    def _is_confirmed_on_this_champion(self, spread: Noise | None) -> bool:
+        """Whether only confirming runs may drop the candidate: the same edit won on an older champion."""
+        statistical = self._plan.settings.rule.design is not None and not (spread is not None and spread.deterministic)
+        return statistical and self._own and self._plan.moved_from is not None
 
     def _failure(self) -> tuple[Verdict, str] | None:
         seen = self._seen
@@ -397,6 +419,7 @@ class _Experiment:
             description=self._description(),
             part=self._part,
             round=what.round,
+            moved_from=what.moved_from if self._own else None,
             image=what.image,
             caches=what.settings.cache_uses(),
             command=project.command,

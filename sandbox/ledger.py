@@ -149,6 +149,11 @@ class Ledger:
         with self._transaction():
             self._connection.execute("INSERT INTO open_experiments VALUES (?, ?)", (draft.id, text))
 
+    def withdraw(self, experiment: str) -> None:
+        """What was announced did not begin and leaves no record: nothing of it has run."""
+        with self._transaction():
+            self._connection.execute("DELETE FROM open_experiments WHERE id = ?", (experiment,))
+
     def intend(self, record: Record, old_commit: str) -> None:
         """Note the promotion that `record` carries before the ref is moved."""
         text = _text(record)
@@ -318,6 +323,15 @@ class Ledger:
     def confirmation(self, experiment: str) -> Record | None:
         """The record that says what the confirmation of `experiment` came to, or None."""
         query = f"{_AFTER} AND json_extract(document, '$.confirms') = ?1 AND verdict != 'interrupted'"
+        row = next(self._rows(query, experiment), None)
+        return self._record(row[0]) if row else None
+
+    def moved_on(self, experiment: str) -> Record | None:
+        """The record of the edit of `experiment` on a newer champion, or None while it has not been measured there."""
+        query = (
+            f"{_AFTER} AND json_extract(document, '$.moved_from') = ?1 AND json_extract(document, '$.confirms') IS NULL"
+            " AND verdict NOT IN ('interrupted', 'invalid') ORDER BY sequence"
+        )
         row = next(self._rows(query, experiment), None)
         return self._record(row[0]) if row else None
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from arsandbox.sandbox import state
-from arsandbox.sandbox.errors import RepositoryError, UsageError
+from arsandbox.sandbox.errors import ConflictError, RepositoryError, UsageError
 from arsandbox.sandbox.git_process import run_git
 from arsandbox.sandbox.object_reader import PATCH_OPTIONS, ObjectReader
 
@@ -223,8 +223,8 @@ class ObjectStore:
     def apply_patch(self, base: str, patch: bytes, *, name: str) -> str:
         """A commit that is `base` with `patch` applied; touches only the paths that the patch names.
 
-        Raises UsageError when the patch is empty, does not apply, or leads out of the tree; RepositoryError when
-        the store cannot be written.
+        Raises ConflictError when the patch does not apply, UsageError when it is empty or leads out of the tree,
+        RepositoryError when the store cannot be written.
         """
         # Backwards, git names what renames and copies come from.
         listed = [
@@ -258,7 +258,7 @@ class ObjectStore:
                 check = run_git(self.directory, [*apply, "--check", "-"], stdin=patch, check=False, index=index)
                 if check.returncode == 0 and _is_unwritten(lines[0]):
                     raise RepositoryError(f"git apply failed: {lines[0].removeprefix('error: ')}")
-                raise UsageError(
+                raise ConflictError(
                     f"{name}: does not apply to {base[:12]}: {lines[0].removeprefix('error: ')}",
                     hint="make it against the base commit: git diff > edit.patch",
                 )
@@ -274,6 +274,21 @@ class ObjectStore:
                 edits.append((path, TreeEntry(path, mode, blob), mode))
         edits += [(path, None, "") for path in paths if path not in seen]
         return self.commit_edit(base, edits)
+
+    def merge_file(self, ours: bytes, base: bytes, theirs: bytes) -> bytes | None:
+        """The three-way merge of one file's contents; None if the changes conflict, or if the file is binary to git.
+
+        Raises RepositoryError when the three cannot be written.
+        """
+        with tempfile.TemporaryDirectory(prefix=_INDEX, dir=self.directory) as scratch, state.owned(Path(scratch)):
+            files = [Path(scratch) / name for name in ("ours", "base", "theirs")]
+            try:
+                for file, content in zip(files, (ours, base, theirs), strict=True):
+                    file.write_bytes(content)
+            except OSError as error:
+                raise RepositoryError(f"cannot merge in {self.directory}: {error.strerror}") from error
+            done = run_git(self.directory, ["merge-file", "-p", "-q", *map(str, files)], check=False)
+        return done.stdout if done.returncode == 0 else None
 
 
 def is_plain(path: str) -> bool:

@@ -17,12 +17,12 @@ from arsandbox.sandbox.config import DEFAULT_ENGINE
 from arsandbox.sandbox.engines.port import Engine
 from arsandbox.sandbox.errors import MachineError, UsageError
 from arsandbox.sandbox.gpu.grant import require_devices
-from arsandbox.sandbox.models import ImageRef
+from arsandbox.sandbox.models import Finding, ImageRef
 from arsandbox.sandbox.objects import ObjectStore
 from arsandbox.sandbox.record import Record, Round
 from arsandbox.sandbox.repository import Repository
 from arsandbox.sandbox.settings import Options, Settings
-from arsandbox.sandbox.slots import Slots
+from arsandbox.sandbox.slots import TrainingSlots
 from arsandbox.sandbox.workspace.layers import is_below
 
 _AUTORESEARCH_LAYOUT = ("prepare.py", "train.py", "program.md")
@@ -53,7 +53,11 @@ class Champion:
 
 @dataclass(frozen=True)
 class Plan:
-    """A request resolved against the repository; nothing has run yet."""
+    """A request resolved against the repository; nothing has run yet.
+
+    `findings` are what is known of the candidate before it runs. `moved_from` is the experiment that measured the same
+    edit on an older champion.
+    """
 
     repository: Repository
     base: str
@@ -67,7 +71,9 @@ class Plan:
     refusals: tuple[str, ...]
     preferred_branch: str
     round: Round | None = None
-    slots: Slots | None = None
+    slots: TrainingSlots | None = None
+    findings: tuple[Finding, ...] = ()
+    moved_from: str | None = None
 
     def champion_now(self) -> Champion:
         """The champion as the branch stands at this moment."""

@@ -66,10 +66,11 @@ def fixed_tree(objects: ObjectStore, base: str, settings: Settings, cache: Path)
             paths.append(entry.path)
         else:
             rows.update(f"{entry.mode} {entry.blob} {entry.path}\0".encode("utf-8", "surrogateescape"))
-    fresh = file.with_suffix(f".{os.getpid()}")
     with _writing(cache):
-        fresh.write_text(json.dumps([rows.hexdigest(), paths]))
-        fresh.rename(file)
+        # A name of its own: the rounds of a loop, threads of one process, may ask at the same time.
+        with tempfile.NamedTemporaryFile("w", dir=cache, prefix=f"{name}.", delete=False) as fresh:
+            fresh.write(json.dumps([rows.hexdigest(), paths]))
+        os.rename(fresh.name, file)
     return rows.hexdigest(), tuple(paths)
 
 

@@ -222,7 +222,8 @@ class Rerun(Model):
 class Record(Model):
     """The record of one experiment, as `run --json` prints it and the ledger keeps it.
 
-    `prepared` is the prepare stage that made the data, perhaps for an earlier experiment.
+    `prepared` is the prepare stage that made the data, perhaps for an earlier experiment. `moved_from` is the
+    experiment that measured the same edit on an older champion, and in whose place this one stands.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -270,6 +271,7 @@ class Record(Model):
     rerun: Rerun | None = None
     part: Part | None = None
     confirms: str | None = None
+    moved_from: str | None = None
     round: Round | None = None
     previous_hash: str = ""
     ledger_hash: str = ""

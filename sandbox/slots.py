@@ -1,11 +1,32 @@
-"""Who may train now: one training stage a slot, the next one ready at the gate."""
+"""Who may train now: one training stage a slot, in the order of the rounds, the next one ready at the gate."""
 
 from __future__ import annotations
 
 import threading
 import time
+from bisect import insort
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Protocol
+
+
+class NotBegun(Exception):  # noqa: N818 - no failure
+    """A measurement waited for its turn and is not to begin any more: nothing of it has run."""
+
+
+class Superseded(NotBegun):
+    """The champion moved before a measurement began: it is to be planned anew."""
+
+
+class TrainingSlots(Protocol):
+    """Where a measurement gets its leave to train."""
+
+    @property
+    def ahead(self) -> bool:
+        """Whether a sandbox may be made before its turn, not in it."""
+
+    def take(self) -> AbstractContextManager[Slot]:
+        """Wait for a slot and hold it. Raises NotBegun if what waits is not to begin any more."""
 
 
 class Slot:
@@ -36,22 +57,24 @@ class Slots:
         self, count: int, *, overlap: bool, ahead: bool = True, stop: Callable[[], None] = lambda: None
     ) -> None:
         self.overlap, self.ahead = overlap, ahead
-        self._free = threading.Semaphore(count)
+        self._free, self._waiting = count, list[int]()
+        self._changed = threading.Condition()
         self._stop = stop
         self._ends: list[float] = []
         self._lock = threading.Lock()
 
     @contextmanager
-    def take(self) -> Iterator[Slot]:
-        """Wait for a slot and hold it."""
-        while not self._free.acquire(timeout=0.2):
-            self._stop()
+    def take(self, order: int = 0) -> Iterator[Slot]:
+        """Wait for a slot and hold it; of those that wait the lowest `order` comes first."""
+        self._acquire(order)
         released = threading.Event()
 
         def release() -> None:
             if not released.is_set():
                 released.set()
-                self._free.release()
+                with self._changed:
+                    self._free += 1
+                    self._changed.notify_all()
 
         with self._lock:
             last = self._ends.pop(0) if self._ends else None
@@ -59,6 +82,18 @@ class Slots:
             yield Slot(self, release, last)
         finally:
             release()
+
+    def _acquire(self, order: int) -> None:
+        with self._changed:
+            insort(self._waiting, order)
+            try:
+                while not (self._free and self._waiting[0] == order):
+                    self._changed.wait(0.2)
+                    self._stop()
+                self._free -= 1
+            finally:
+                self._waiting.remove(order)
+                self._changed.notify_all()
 
     def ended(self, at: float) -> None:
         """A training stage has ended at `at`."""
@@ -69,7 +104,7 @@ class Slots:
 class Turn:
     """One measurement's turn to train: waited for as late as can be, and kept until the measurement ends."""
 
-    def __init__(self, slots: Slots | None, held: ExitStack) -> None:
+    def __init__(self, slots: TrainingSlots | None, held: ExitStack) -> None:
         self._slots, self._held = slots, held
         self._slot: Slot | None = None
         self.waited_s = 0.0
@@ -95,7 +130,7 @@ class Turn:
 
 
 @contextmanager
-def turn(slots: Slots | None) -> Iterator[Turn]:
+def turn(slots: TrainingSlots | None) -> Iterator[Turn]:
     """A turn that is given back at the end."""
     with ExitStack() as held:
         yield Turn(slots, held)

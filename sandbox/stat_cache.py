@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import threading
 import time
 from pathlib import Path
 
@@ -45,7 +46,7 @@ class StatCache:
         """Write the cache if it has changed; failing to is no failure."""
         if not self._changed:
             return
-        fresh = self._file.with_suffix(f".{os.getpid()}")
+        fresh = self._file.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
         try:
             fresh.write_text(json.dumps(self._known))
             fresh.rename(self._file)

@@ -27,10 +27,12 @@ class Bounds:
     plateau: int | None = None
     gpu_seconds: float | None = None
 
-    def reached(self, rounds: Sequence[Record], *, begun: int, elapsed_s: float, gpu_s: float) -> str | None:
-        """Why the loop stops, in words, or None. `rounds` are the finished ones' records, oldest first."""
-        if self.count is not None and begun >= self.count:
-            return f"{begun} rounds, as asked"
+    def all_begun(self, begun: int) -> bool:
+        """Whether as many rounds were begun as are asked for; those that have begun are played to their end."""
+        return self.count is not None and begun >= self.count
+
+    def reached(self, rounds: Sequence[Record], *, elapsed_s: float, gpu_s: float) -> str | None:
+        """Why no further round begins, in words, or None. `rounds` are the finished ones' records, oldest first."""
         if self.seconds is not None and elapsed_s >= self.seconds:
             return f"the time is over ({elapsed_s:.0f} s)"
         if self.gpu_seconds is not None and gpu_s >= self.gpu_seconds:

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from arsandbox.sandbox import state
 from arsandbox.sandbox.errors import StateError, UsageError
 from arsandbox.sandbox.models import Finding, Model, Verdict
+from arsandbox.sandbox.proposers.port import EditConflict
 from arsandbox.sandbox.record import StageRecord
 
 _Document = TypeVar("_Document", bound=Model)
@@ -29,12 +30,16 @@ class Identity(Model):
 class Entry(Model):
     """One round's proposal, as it was made against `champion`; `verdict` where there is nothing to run.
 
-    `log` is what the proposer said, where it was kept; `stage` its sandbox's record, where it had one.
+    A `floating` diff was made against any commit of the promotion branch (a patch of a queue). `log` is what the
+    proposer said, where it was kept; `stage` its sandbox's record, where it had one. `conflict` is set once the
+    proposal went back since it did not fit: with a queue it is this very one, else the one that this one replaces.
+    Of the replaced one no record up to `abandoned` (an experiment's id) counts any more.
     """
 
     number: int
     champion: str
     diff: str = ""
+    floating: bool = False
     description: str = ""
     findings: tuple[Finding, ...] = ()
     verdict: Verdict | None = None
@@ -42,6 +47,20 @@ class Entry(Model):
     log: str = ""
     proposer: str = ""
     stage: StageRecord | None = None
+    conflict: EditConflict | None = None
+    abandoned: str = ""
+
+    def refused(self, reason: str) -> Entry:
+        """This proposal as one of which there is nothing to run."""
+        return self.model_copy(update={"verdict": Verdict.REJECTED, "reason": reason})
+
+    def instead_of(self, abandoned: str) -> Entry:
+        """This proposal in place of one whose records end with the experiment `abandoned`."""
+        return self.model_copy(update={"abandoned": abandoned})
+
+    def went_back(self, conflict: EditConflict) -> Entry:
+        """This proposal after it did not fit: it waits for the end of its queue."""
+        return self.model_copy(update={"conflict": conflict})
 
     @property
     def patch(self) -> bytes:

@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 
 from arsandbox.sandbox import experiment, recovery, state
 from arsandbox.sandbox.engines.port import Engine
-from arsandbox.sandbox.errors import Interrupted, UsageError
+from arsandbox.sandbox.errors import ConflictError, Interrupted, UsageError
 from arsandbox.sandbox.events import Listener
 from arsandbox.sandbox.ledger import Ledger
 from arsandbox.sandbox.loop.journal import Identity
 from arsandbox.sandbox.loop.proposing import Desk
-from arsandbox.sandbox.loop.rounds import Course, run_proposal
+from arsandbox.sandbox.loop.rounds import Course, close_conflict, run_proposal
+from arsandbox.sandbox.loop.turns import RoundTurn, Turns
 from arsandbox.sandbox.models import ImageRef
 from arsandbox.sandbox.planning import Plan, Request, default_tag, plan
 from arsandbox.sandbox.record import Record
@@ -58,12 +59,21 @@ def propose_and_run(
     except KeyboardInterrupt as error:
         raise Interrupted("interrupted while an edit was proposed; its sandbox is gone, nothing is recorded") from error
     if entry is None:
-        raise UsageError(f"--propose {errand.propose}: nothing is proposed", hint="what was tried is not again")
+        raise UsageError(
+            f"--propose {errand.propose}: nothing is proposed",
+            hint="every patch of the queue was tried on this branch: add one, or use another --propose",
+        )
     identity = Identity(
         id=state.new_experiment_id(), base=start.base, tag=str(options.tag), propose=errand.propose
     )  # fmt: skip
-    course = Course(request.path, options, identity, engine, find_image, Slots(1, overlap=False))
-    return run_proposal(course, entry, listener)
+    course = Course(request.path, options, identity, engine, find_image)
+    turns = Turns(1)
+    turns.join(entry.number)
+    turn = RoundTurn(turns, Slots(1, overlap=False), entry.number, may_begin=lambda: None)
+    try:
+        return run_proposal(course, entry, turn, listener)
+    except ConflictError as conflict:  # another controller promoted while the edit was proposed
+        return start, close_conflict(course, entry, conflict, listener)
 
 
 def unchanged(request: Request) -> Request:

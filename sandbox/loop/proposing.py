@@ -18,6 +18,7 @@ from arsandbox.sandbox.proposers.brief import make_brief
 from arsandbox.sandbox.proposers.port import (
     DEFAULT_LIMIT_S,
     Brief,
+    EditConflict,
     Proposal,
     ProposerContext,
     ProposerSpec,
@@ -59,6 +60,7 @@ class Desk:
         engine: Engine,
         listener: Listener,
         past: Callable[[], list[Record]],
+        waiting: Callable[[], list[str]] = list,
     ) -> None:
         repository = start.repository
         self._start = start
@@ -71,18 +73,34 @@ class Desk:
             listener=listener,
             run_directory=lambda: run_directory(repository.state),
             past=past,
+            waiting=waiting,
             trusted=order.trusted,
         )
         self._proposer = open_proposer(
             ProposerSpec(text, order.credentials, order.propose_limit_s or DEFAULT_LIMIT_S), context
         )
 
-    def propose(self, number: int, champion: str) -> Entry | None:
-        """The proposal of round `number`, None when there is no more. Raises ArsandboxError."""
-        proposal = self._proposer.propose(self._brief(number, champion))
-        return None if proposal is None else _entry(number, champion, proposal, self._proposer.name)
+    @property
+    def ahead(self) -> int:
+        """How many proposals this proposer makes before their turn, unless the user says otherwise."""
+        return self._proposer.ahead
 
-    def _brief(self, number: int, champion: str) -> Brief:
+    @property
+    def queued(self) -> bool:
+        """Whether an edit that conflicts waits for the end of the queue, instead of being proposed anew."""
+        return self._proposer.queued
+
+    def propose(self, number: int, champion: str, conflict: EditConflict | None = None) -> Entry | None:
+        """The proposal of round `number`, None when there is no more. Raises ArsandboxError.
+
+        `conflict` is what was proposed for this round before and did not fit.
+        """
+        proposal = self._proposer.propose(self._brief(number, champion, conflict))
+        if proposal is None:
+            return None
+        return _entry(number, champion, proposal, self._proposer.name).model_copy(update={"conflict": conflict})
+
+    def _brief(self, number: int, champion: str, conflict: EditConflict | None) -> Brief:
         repository = self._start.repository
         with Ledger.open(repository.state) as ledger:
             latest = [record for record in ledger.latest(_LOOKED_THROUGH) if record.branch == self._start.branch]
@@ -91,7 +109,7 @@ class Desk:
             spread = noise.noise_of(ledger, setup) if setup and self._start.settings.rule.design else None
         return make_brief(
             number, champion, shown, objects=repository.objects, experiments=repository.state / "experiments",
-            seed=secrets.randbits(31), sigma=spread.sigma if spread else None,
+            seed=secrets.randbits(31), sigma=spread.sigma if spread else None, conflict=conflict,
         )  # fmt: skip
 
 
@@ -100,6 +118,7 @@ def _entry(number: int, champion: str, proposal: Proposal, name: str) -> Entry:
         number=number,
         champion=champion,
         diff=base64.b64encode(proposal.diff).decode(),
+        floating=proposal.floating,
         description=printable(proposal.description),
         findings=proposal.findings,
         verdict=proposal.verdict,

@@ -7,19 +7,25 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from arsandbox.sandbox import candidate as candidates
 from arsandbox.sandbox import confirmation, experiment
 from arsandbox.sandbox.engines.port import Engine
-from arsandbox.sandbox.errors import UsageError
+from arsandbox.sandbox.errors import ConflictError, UsageError
 from arsandbox.sandbox.events import Listener
 from arsandbox.sandbox.ledger import Ledger
 from arsandbox.sandbox.loop.journal import Entry, Identity
-from arsandbox.sandbox.models import ImageRef, Verdict
+from arsandbox.sandbox.loop.turns import RoundTurn
+from arsandbox.sandbox.models import Finding, ImageRef, Verdict
 from arsandbox.sandbox.planning import Plan, Request, plan, plan_of
 from arsandbox.sandbox.proposers.command import LOG_NAME
+from arsandbox.sandbox.reapply import fitted, lineage
 from arsandbox.sandbox.record import Record, Round
 from arsandbox.sandbox.repository import Repository
 from arsandbox.sandbox.settings import Options
-from arsandbox.sandbox.slots import Slots
+from arsandbox.sandbox.slots import Superseded
+from arsandbox.sandbox.state import printable
+
+PROPOSED_NAME = "proposed.diff"
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,6 @@ class Course:
     identity: Identity
     engine: Engine
     find_image: Callable[[str], ImageRef]
-    slots: Slots
 
 
 def finals(records: list[Record]) -> dict[int, Record]:
@@ -44,60 +49,134 @@ def finals(records: list[Record]) -> dict[int, Record]:
     return found
 
 
-def play(course: Course, entry: Entry, listener: Listener) -> Record:
-    """Run, decide and promote the proposal of `entry`; what an earlier controller did of it is not done again."""
+def play(course: Course, entry: Entry, turn: RoundTurn, listener: Listener) -> Record:
+    """Run, decide and promote the proposal of `entry`; what an earlier controller did of it is not done again.
+
+    Raises ConflictError if the turn has come and the proposal does not fit the champion.
+    """
     repository = Repository.open(course.path)
     with Ledger.open(repository.state) as ledger:
         mine = [r for r in ledger.of_loop(course.identity.id) if r.round and r.round.number == entry.number]
     done = finals(mine).get(entry.number)
     if done is not None:
         return done
-    pending = next((r for r in mine if r.verdict is Verdict.PENDING and r.confirms is None), None)
+    pending = next((r for r in reversed(mine) if _may_go_on(r, entry)), None)
     if pending is None:
-        what, record = run_proposal(course, entry, listener)
+        what, record = run_proposal(course, entry, turn, listener)
         if record.verdict is not Verdict.PENDING:
             return record
         pending = record
     else:
-        what = replace(plan_of(repository, pending, course.options), round=_place(course, entry), slots=course.slots)
+        turn.wait()
+        what = plan_of(repository, pending, course.options)
+        what = replace(what, round=_place(course, entry), slots=turn.slots(lambda: True))
     return confirmation.confirm(what, pending, course.engine, listener, recovering=False)
 
 
-def run_proposal(course: Course, entry: Entry, listener: Listener) -> tuple[Plan, Record]:
-    """Run and judge the proposal of `entry` once; the plan is what a pending record is confirmed by."""
-    what = _plan(course, entry)
+def _may_go_on(record: Record, entry: Entry) -> bool:
+    """Whether `record` is a pending result of this very proposal, not of one that was proposed anew."""
+    return record.verdict is Verdict.PENDING and record.confirms is None and record.id > entry.abandoned
+
+
+def run_proposal(course: Course, entry: Entry, turn: RoundTurn, listener: Listener) -> tuple[Plan, Record]:
+    """Run and judge the proposal of `entry` once; the plan is what a pending record is confirmed by.
+
+    It is planned ahead of its turn, so that its sandbox is ready then, and planned again if the champion has moved by
+    the time it comes. Raises ConflictError if it does not fit the champion of its turn.
+    """
+    while True:
+        come = turn.come
+        try:
+            what, planned = _plan(course, entry)
+            what = replace(what, slots=turn.slots(_is_current(what)))
+            return what, _recorded(what, course, planned, turn, listener)
+        except ConflictError:
+            if come:
+                raise
+            turn.wait()
+        except Superseded:
+            listener.note(f"round {entry.number}: another edit was promoted before its turn; it is put onto that one")
+
+
+def close_conflict(course: Course, entry: Entry, conflict: ConflictError, listener: Listener) -> Record:
+    """Record that the proposal of `entry` does not fit and is given up."""
+    what = _on_champion(course, entry)
+    finding = Finding(code="edit_conflict", detail=conflict.message)
+    words = f"it does not fit the champion {what.champion.commit[:12]}: {conflict.message}"
+    return _without_run(what, course, entry, Verdict.REJECTED, printable(words), (finding,), listener)
+
+
+def _recorded(what: Plan, course: Course, entry: Entry, turn: RoundTurn, listener: Listener) -> Record:
     if entry.verdict is not None:
-        record = experiment.without_run(what, entry.verdict, entry.reason, entry.findings, course.engine, listener)
-    else:
-        record = experiment.run(what, course.engine, listener, recovering=False)
-    if entry.log and Path(entry.log).is_file():  # what the proposer said; `arsandbox logs --stage propose` shows it
-        kept = what.repository.state / "experiments" / record.id / LOG_NAME
-        shutil.copyfile(entry.log, kept)
-    return what, record
+        turn.wait()
+        return _without_run(what, course, entry, entry.verdict, entry.reason, entry.findings, listener)
+    if what.candidate.is_base:
+        turn.wait()
+        if not _is_current(what)():
+            raise Superseded
+        reason = f"the champion {what.champion.commit[:12]} holds this change already"
+        finding = Finding(code="resubmitted", detail=reason)
+        return _without_run(what, course, entry, Verdict.DISCARD, reason, (finding,), listener)
+    record = experiment.run(what, course.engine, listener, recovering=False)
+    _keep_log(what, record, entry)
+    return record
+
+
+def _without_run(
+    what: Plan, course: Course, entry: Entry, verdict: Verdict, reason: str, findings: tuple[Finding, ...],
+    listener: Listener,
+) -> Record:  # fmt: skip
+    record = experiment.without_run(what, verdict, reason, findings, course.engine, listener)
+    _keep_log(what, record, entry)
+    if entry.patch:
+        (what.repository.state / "experiments" / record.id / PROPOSED_NAME).write_bytes(entry.patch)
+    return record
+
+
+def _keep_log(what: Plan, record: Record, entry: Entry) -> None:
+    """Keep what the proposer said; `arsandbox logs --stage propose` shows it."""
+    if entry.log and Path(entry.log).is_file():
+        shutil.copyfile(entry.log, what.repository.state / "experiments" / record.id / LOG_NAME)
 
 
 def _place(course: Course, entry: Entry) -> Round:
     return Round(loop=course.identity.id, number=entry.number, proposer=entry.proposer, stage=entry.stage)
 
 
-def _plan(course: Course, entry: Entry) -> Plan:
-    """The plan on the champion of now; on that of the proposal where its diff applies there alone."""
+def _is_current(what: Plan) -> Callable[[], bool]:
+    """Whether a plan is still made on the champion."""
+    return lambda: what.champion_now().commit == what.base
+
+
+def _on_champion(course: Course, entry: Entry) -> Plan:
+    """The plan that changes nothing of the champion of now."""
     options = replace(course.options, description=entry.description)
-    unchanged = plan(
-        Request(course.path, options, base=course.identity.base, commit=course.identity.base),
-        find_image=course.find_image,
-    )
-    champion = unchanged.champion.commit
+    base = course.identity.base
+    while True:
+        found = plan(Request(course.path, options, base=base, commit=base), find_image=course.find_image)
+        if found.base == found.champion.commit:
+            return replace(found, round=_place(course, entry))
+        base = found.champion.commit
+
+
+def _plan(course: Course, entry: Entry) -> tuple[Plan, Entry]:
+    """The proposal of `entry` as a plan on the champion of now, and the entry: refused if it is no patch at all.
+
+    Raises ConflictError if it does not fit that champion.
+    """
+    what = _on_champion(course, entry)
     if entry.verdict is not None:
-        request = Request(course.path, options, base=champion, commit=champion)
-        found = plan(request, find_image=course.find_image)
-    else:
-        try:
-            request = Request(course.path, options, base=champion, diff=entry.patch)
-            found = plan(request, find_image=course.find_image)
-        except UsageError:
-            if champion == entry.champion:
-                raise
-            request = Request(course.path, options, base=entry.champion, diff=entry.patch)
-            found = plan(request, find_image=course.find_image)
-    return replace(found, round=_place(course, entry), slots=course.slots)
+        return what, entry
+    objects, champion = what.repository.objects, what.champion.commit
+    made_on = lineage(objects, course.identity.base, champion) if entry.floating else (entry.champion,)
+    try:
+        found = fitted(objects, entry.patch, champion, made_on, name=entry.description or "the proposal")
+    except ConflictError:
+        raise
+    except UsageError as error:
+        return what, entry.refused(printable(error.message))
+    remarks = [*entry.findings, *(Finding(code="replaces", detail=note) for note in found.notes)]
+    if entry.conflict is not None:
+        remarks.append(Finding(code="edit_conflict", detail=entry.conflict.problem))
+    refusals = candidates.refusals(found.candidate, objects, what.settings.rules, what.settings.policy)
+    return replace(what, candidate=found.candidate, findings=tuple(remarks), refusals=tuple(refusals)), entry

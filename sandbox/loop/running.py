@@ -1,7 +1,7 @@
-"""The loop itself: workers that propose and play rounds, and the one place where it stops.
+"""The loop itself: workers that propose and play rounds in the order of proposal, and the one place where it stops.
 
-One more worker than measurements at a time: while the others train, it waits with the next proposal
-made, gated and frozen.
+There are as many workers as measurements at a time, and one more for each proposal that is made ahead: while the others
+train, it waits with its proposal made, gated and frozen. A proposal is planned on the champion of its own turn.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import queue
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,25 +20,30 @@ from types import FrameType
 
 from arsandbox.sandbox import confirmation, experiment, recovery, state, steps
 from arsandbox.sandbox.engines.port import Engine
-from arsandbox.sandbox.errors import Interrupted, UsageError
+from arsandbox.sandbox.errors import ConflictError, Interrupted, UsageError
 from arsandbox.sandbox.events import Listener
 from arsandbox.sandbox.ledger import Ledger
 from arsandbox.sandbox.loop.bounds import Bounds, gpu_seconds, stop_file
 from arsandbox.sandbox.loop.interruptible import Interruptible
 from arsandbox.sandbox.loop.journal import Entry, Identity, Journal, last
 from arsandbox.sandbox.loop.proposing import Desk
-from arsandbox.sandbox.loop.rounds import Course, finals, play
+from arsandbox.sandbox.loop.rounds import Course, close_conflict, finals, play
+from arsandbox.sandbox.loop.turns import RoundTurn, Turns
 from arsandbox.sandbox.models import ImageRef
 from arsandbox.sandbox.planning import Request, default_tag, plan
+from arsandbox.sandbox.proposers.port import EditConflict
 from arsandbox.sandbox.record import Record
 from arsandbox.sandbox.repository import Repository
 from arsandbox.sandbox.settings import Options
-from arsandbox.sandbox.slots import Slots
+from arsandbox.sandbox.slots import NotBegun, Slots
 
 
 @dataclass(frozen=True)
 class Order:
-    """What the user asked for. `propose` names the proposer; `parallel` is how many may train at a time."""
+    """What the user asked for. `propose` names the proposer; `parallel` is how many may train at a time.
+
+    `ahead` is how many proposals are made before their turn; None for as many as suit the proposer.
+    """
 
     path: Path
     propose: str
@@ -48,6 +54,7 @@ class Order:
     trusted: bool = False
     credentials: tuple[str, ...] = ()
     propose_limit_s: float | None = None
+    ahead: int | None = None
 
 
 def base_of(order: Order) -> str:
@@ -108,26 +115,33 @@ class _Loop:
         busy = (order.parallel + 1) * self._start.settings.policy.limits.cpus
         # With GPUs for the evaluation too, the next training would take the device before it.
         overlap = (os.cpu_count() or 1) >= busy and not self._start.settings.evaluation_gpus.number
-        slots = Slots(order.parallel, overlap=overlap, stop=listener.stop)
-        self._course = Course(order.path, options, identity, engine, find_image, slots)
+        self._slots = Slots(order.parallel, overlap=overlap, stop=listener.stop)
+        # Where training and evaluation overlap, one more round is under way than may train.
+        self._turns = Turns(order.parallel + overlap, stop=listener.stop)
+        self._course = Course(order.path, options, identity, engine, find_image)
         self._done: queue.Queue[Record | BaseException | None] = queue.Queue()
-        self._lock = threading.Lock()
+        self._proposing = threading.Lock()
+        self._queues = threading.Lock()
+        self._left_over: deque[Entry] = deque()
+        self._resumed: set[int] = set()
+        self._back: deque[Entry] = deque()
+        self._closed = False  # nothing more is proposed
+        self._over = False  # no further round begins
         self._began = time.monotonic()
 
     def run(self) -> Iterator[Record]:
         """The rounds left over first, then new ones."""
+        ended = finals(self._past())
+        self._left_over.extend(entry for entry in self._journal.entries() if entry.number not in ended)
+        self._resumed.update(entry.number for entry in self._left_over)
         try:
-            left_over = self._left_over()
-            # What names no proposer is refused before anything is measured; rounds left over come before its past.
-            desk = None if left_over else self._desk()
+            # What names no proposer is refused before anything is measured.
+            desk = self._desk()
             self._know_the_champion()
-            for entry in left_over:
-                if not self._ending.soon:
-                    yield play(self._course, entry, self._listener)
-            desk = desk or self._desk()
         except KeyboardInterrupt as error:
             raise Interrupted("the loop was interrupted; arsandbox loop --resume goes on") from error
-        workers = [threading.Thread(target=self._work, args=(desk,)) for _ in range(self._order.parallel + 1)]
+        ahead = desk.ahead if self._order.ahead is None else self._order.ahead
+        workers = [threading.Thread(target=self._work, args=(desk,)) for _ in range(self._order.parallel + ahead)]
         for worker in workers:
             worker.start()
         failure: BaseException | None = None
@@ -157,13 +171,17 @@ class _Loop:
 
     def _desk(self) -> Desk:
         order = self._order
-        return Desk(order.propose, order, self._start, self._engine, self._listener, self._past)
+
+        def waiting() -> list[str]:
+            return [entry.description for entry in self._left_over]
+
+        return Desk(order.propose, order, self._start, self._engine, self._listener, self._past, waiting)
 
     def _know_the_champion(self) -> None:
         """Measure the champion, and its noise where the rule needs it, before anything is compared with it."""
         champion = self._start.champion.commit
         request = Request(self._order.path, self._course.options, base=champion, commit=champion)
-        what = replace(plan(request, find_image=self._find_image), slots=self._course.slots)
+        what = replace(plan(request, find_image=self._find_image), slots=self._slots)
         if self._order.bounds.gpu_seconds is not None and not what.settings.needed_gpus.number:
             raise UsageError(
                 "--gpu-time: no GPU is asked for, so this bound would never be reached",
@@ -179,16 +197,13 @@ class _Loop:
         with Ledger.open(self._start.repository.state) as ledger:
             return ledger.of_loop(self._journal.identity.id)
 
-    def _left_over(self) -> list[Entry]:
-        ended = finals(self._past())
-        return [entry for entry in self._journal.entries() if entry.number not in ended]
-
     def _work(self, desk: Desk) -> None:
         try:
             while (entry := self._next(desk)) is not None:
-                record = play(self._course, entry, self._listener)
-                steps.reached("played")
-                self._done.put(record)
+                record = self._round(desk, entry)
+                if record is not None:
+                    steps.reached("played")
+                    self._done.put(record)
         except BaseException as error:  # noqa: BLE001 - whatever it is, the thread that reads the records raises it
             self._ending.soon = True
             self._done.put(error)
@@ -196,39 +211,109 @@ class _Loop:
             self._done.put(None)
 
     def _next(self, desk: Desk) -> Entry | None:
-        """The next round's proposal, kept before anything is done with it; None when the loop ends."""
-        with self._lock:
-            records = self._past()
-            entries = self._journal.entries()
-            begun = entries[-1].number if entries else 0
-            why = self._why_stop(records, begun)
-            if why is not None:
-                if not self._ending.soon:
-                    self._listener.note(f"the loop ends: {why}")
-                self._ending.soon = True
-                return None
-            entry = desk.propose(begun + 1, self._start.champion_now().commit)
-            if entry is None:
-                self._listener.note("the loop ends: nothing more is proposed")
-                self._ending.soon = True
-                return None
-            steps.reached("proposed")
-            self._journal.save(entry)
-            steps.reached("noted")
-            return entry
+        """The next round, in its place behind those before it: one that is left over, a new one, one that went back.
 
-    def _why_stop(self, records: list[Record], begun: int) -> str | None:
-        if self._ending.soon:
-            return "it was asked to"
-        if stop_file(self._start.repository.worktree).exists():
-            return f"{stop_file(self._start.repository.worktree)} exists"
+        A new proposal is kept before anything is done with it. None when the loop ends.
+        """
+        with self._proposing:
+            if self._ending.soon or self._over:
+                return None
+            if self._left_over:
+                return self._joined(self._left_over.popleft())
+            if not self._closed:
+                entry = self._proposed(desk)
+                if entry is not None:
+                    return self._joined(entry)
+                self._closed = True
+            with self._queues:
+                return self._joined(self._back.popleft()) if self._back and not self._over else None
+
+    def _joined(self, entry: Entry) -> Entry:
+        self._turns.join(entry.number)
+        return entry
+
+    def _proposed(self, desk: Desk) -> Entry | None:
+        entries = self._journal.entries()
+        begun = entries[-1].number if entries else 0
+        if self._is_over():
+            return None
+        if self._order.bounds.all_begun(begun):
+            self._listener.note(f"the loop ends: {begun} rounds, as asked")
+            return None
+        entry = desk.propose(begun + 1, self._start.champion_now().commit)
+        if entry is None:
+            self._listener.note("the loop ends: nothing more is proposed")
+            return None
+        steps.reached("proposed")
+        self._journal.save(entry)
+        steps.reached("noted")
+        return entry
+
+    def _round(self, desk: Desk, entry: Entry) -> Record | None:
+        """The record that ends the round of `entry`; None if it goes back to the end of its queue, or never began."""
+        turn = RoundTurn(self._turns, self._slots, entry.number, may_begin=lambda: self._may_begin(entry))
+        try:
+            self._turns.wait(entry.number, ahead=1)  # only the next one's sandbox is made ahead of its turn
+            while True:
+                try:
+                    return play(self._course, entry, turn, self._listener)
+                except ConflictError as conflict:
+                    again = self._after_conflict(desk, entry, conflict)
+                    if again is None:
+                        return close_conflict(self._course, entry, conflict, self._listener)
+                    if again.conflict is not None and entry.conflict is None and desk.queued:
+                        return None
+                    entry = again
+        except NotBegun:
+            return None
+        finally:
+            self._turns.leave(entry.number)
+
+    def _after_conflict(self, desk: Desk, entry: Entry, conflict: ConflictError) -> Entry | None:
+        """What becomes of a proposal that does not fit the champion: tried again, proposed anew, or (None) given up."""
+        if entry.conflict is not None:
+            return entry if self._turns.wait_for_another(entry.number) else None
+        diff = entry.patch.decode("utf-8", "replace")
+        told = EditConflict(description=entry.description, paths=conflict.paths, problem=conflict.message, diff=diff)
+        self._listener.note(f"round {entry.number}: {entry.description} does not fit: {conflict.message}")
+        if desk.queued:
+            again = entry.went_back(told)
+            self._journal.save(again)
+            with self._queues:
+                self._back.append(again)
+            return again
+        with self._proposing:
+            proposed = desk.propose(entry.number, self._start.champion_now().commit, told)
+        if proposed is None:
+            return None
+        mine = (record for record in self._past() if record.round and record.round.number == entry.number)
+        proposed = proposed.instead_of(max((record.id for record in mine), default=""))
+        self._journal.save(proposed)
+        return proposed
+
+    def _may_begin(self, entry: Entry) -> None:
+        """Raise NotBegun if no further round begins: what was proposed stays for --resume.
+
+        Bounds do not keep a resumed loop from ending the rounds that were left over.
+        """
+        if self._ending.soon or (entry.number not in self._resumed and self._is_over()):
+            raise NotBegun
+
+    def _is_over(self) -> bool:
+        """Whether a bound other than the number of rounds is reached; said once."""
+        stop = stop_file(self._start.repository.worktree)
+        records = self._past()
         ended = finals(records)
-        return self._order.bounds.reached(
+        why = f"{stop} exists" if stop.exists() else self._order.bounds.reached(
             [ended[number] for number in sorted(ended)],
-            begun=begun,
             elapsed_s=time.monotonic() - self._began,
             gpu_s=gpu_seconds(records),
-        )
+        )  # fmt: skip
+        with self._queues:
+            if why is not None and not self._over:
+                self._over = True
+                self._listener.note(f"the loop ends: {why}")
+        return why is not None
 
 
 @contextmanager

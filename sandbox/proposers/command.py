@@ -36,6 +36,9 @@ class CommandProposer:
         """What the record's reader should call it."""
         return self._name
 
+    # A command is an agent more often than not: it is to know how its last edit did, and that it conflicted.
+    ahead, queued = 0, False
+
     def propose(self, brief: Brief) -> Proposal | None:
         """One round. How the command failed is in the proposal; raises ArsandboxError for our own failures."""
         context = self._context

@@ -24,11 +24,11 @@ def opened(spec: ProposerSpec, context: ProposerContext) -> Proposer:
     kind, _, argument = text.partition(":")
     objects, settings = context.repository.objects, context.settings
     if kind == "patches":
-        return Patches(Path(argument or ".").expanduser(), objects, context.past())
+        return Patches(Path(argument or ".").expanduser(), context.past(), context.waiting())
     if kind == "sweep":
         if (argument and not argument.isascii()) or (argument and not argument.isdigit()):
             raise UsageError(f"--propose {text}: the seed is not a number", hint="--propose sweep:7")
-        return Sweep(objects, settings.rules, context.past(), seed=int(argument or 0))
+        return Sweep(objects, settings.rules, context.past(), seed=int(argument or 0), waiting=context.waiting())
     if not context.trusted:
         require_engine(settings.policy_for("propose"), context.engine.info())
     place = HostProposer if context.trusted else CommandProposer

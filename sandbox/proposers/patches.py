@@ -7,10 +7,8 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
-from arsandbox.sandbox import candidate as candidates
 from arsandbox.sandbox.errors import UsageError
 from arsandbox.sandbox.models import Verdict
-from arsandbox.sandbox.objects import ObjectStore
 from arsandbox.sandbox.proposers.port import Brief, Proposal
 from arsandbox.sandbox.record import Record
 from arsandbox.sandbox.state import printable
@@ -26,16 +24,17 @@ class Patches:
     interrupted. A file that changed is another one.
     """
 
-    name = "patches"
+    name, ahead, queued = "patches", 1, True
 
-    def __init__(self, directory: Path, objects: ObjectStore, past: Iterable[Record]) -> None:
+    def __init__(self, directory: Path, past: Iterable[Record], waiting: Iterable[str] = ()) -> None:
         if not directory.is_dir():
             raise UsageError(f"--propose patches:{directory}: no such directory", hint="make it and put *.patch in it")
-        self._directory, self._objects = directory, objects
-        self._tried = {record.description for record in past if record.verdict is not Verdict.INTERRUPTED}
+        self._directory = directory
+        tried = (record.description for record in past if record.verdict is not Verdict.INTERRUPTED)
+        self._tried = {*tried, *waiting}
 
     def propose(self, brief: Brief) -> Proposal | None:
-        """The next file's change of the champion; a file that does not apply is a refusal."""
+        """The next file as it is. Whether it fits the champion is found out when its turn comes."""
         for path in sorted(self._directory.iterdir(), key=lambda one: one.name):
             if path.suffix not in _SUFFIXES:
                 continue
@@ -46,11 +45,7 @@ class Patches:
             self._tried.add(described)
             if problem:
                 return Proposal(description=described, refusal=f"{printable(path.name)}: {problem}")
-            try:
-                found = candidates.from_diff(self._objects, brief.champion, content, name=path.name)
-            except UsageError as error:
-                return Proposal(description=described, refusal=printable(error.message))
-            return Proposal(diff=found.diff, description=described)
+            return Proposal(diff=content, floating=True, description=described)
         return None
 
 

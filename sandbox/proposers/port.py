@@ -35,12 +35,25 @@ class Failure(Model):
     tail: str
 
 
+class EditConflict(Model):
+    """A proposer's edit that did not fit: another one of the same loop was promoted while it waited.
+
+    `paths` are the files that both changed; `problem` is one sentence; `diff` the edit as it was proposed.
+    """
+
+    description: str
+    paths: tuple[str, ...] = ()
+    problem: str = ""
+    diff: str = ""
+
+
 class Brief(Model):
     """What a proposer is told for one round. All of it is data; none of it is an instruction to anybody.
 
     `champion` is the commit to edit; `records` are the latest ones, newest first; `program` is the
     champion's program.md ("" where it has none); `failures` the latest failed experiments, newest first;
-    `seed` the only source of chance that a proposer may use.
+    `seed` the only source of chance that a proposer may use. `conflict` is the edit that the proposer made for this
+    round before, if it did not fit the champion of now.
     """
 
     round: int
@@ -49,10 +62,13 @@ class Brief(Model):
     program: str = ""
     failures: tuple[Failure, ...] = ()
     seed: int = 0
+    conflict: EditConflict | None = None
 
 
 class Proposal(Model):
     """An edit, as a unified git diff against the brief's champion; empty where there is none.
+
+    A `floating` one was made against some commit of the promotion branch, and nobody knows which: a patch from a file.
 
     `description` becomes the record's, word for word: proposers know by it what was tried before a resume.
     `termination` says how the proposing sandbox ended where it did not end well, `refusal` why what was
@@ -61,6 +77,7 @@ class Proposal(Model):
     """
 
     diff: bytes = b""
+    floating: bool = False
     description: str = ""
     findings: tuple[Finding, ...] = ()
     termination: Termination | None = None
@@ -90,6 +107,14 @@ class Proposer(Protocol):
     def name(self) -> str:
         """What the record's reader should call it, like `sweep` or `command`."""
 
+    @property
+    def ahead(self) -> int:
+        """How many proposals to make before their turn: 0 if the next one shall know how the last one ended."""
+
+    @property
+    def queued(self) -> bool:
+        """Whether an edit that conflicts waits for the end of the queue, instead of being proposed anew."""
+
     def propose(self, brief: Brief) -> Proposal | None:
         """The next edit; None when there is nothing more to propose.
 
@@ -115,7 +140,8 @@ class ProposerSpec:
 class ProposerContext:
     """Where a proposer works. `run_directory` makes a fresh place for one round's sandbox.
 
-    `past` gives the records of this loop's earlier rounds, also of those before a resume, in any order.
+    `past` gives the records of this loop's earlier rounds, also of those before a resume, in any order. `waiting` gives
+    the descriptions of what was proposed in it before, has no record yet, and will be played without being proposed.
     `trusted`: the owner said --trusted-proposer, so a command runs on the host in a throw-away copy.
     """
 
@@ -127,6 +153,7 @@ class ProposerContext:
     listener: Listener
     run_directory: Callable[[], AbstractContextManager[RunDirectory]]
     past: Callable[[], Iterable[Record]] = tuple
+    waiting: Callable[[], Iterable[str]] = tuple
     trusted: bool = False
 
 

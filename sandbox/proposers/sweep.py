@@ -6,46 +6,36 @@ first; then every number is doubled and halved before any other change of it; wi
 
 from __future__ import annotations
 
-import ast
-import codecs
 import random
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 from arsandbox.policies.edits import EditRules
 from arsandbox.sandbox import candidate as candidates
 from arsandbox.sandbox.models import Verdict
 from arsandbox.sandbox.objects import ObjectStore
 from arsandbox.sandbox.proposers.port import Brief, Proposal
+from arsandbox.sandbox.python_numbers import Number, numbers
 from arsandbox.sandbox.record import Record
 
 _FACTORS = (2.0, 0.5, 1.3, 1 / 1.3, 4.0, 0.25)
 _SMALL = 16
-_LARGEST_FILE, _MOST_FILES, _LARGEST_NUMBER = 1_048_576, 50, 1e15
+_MOST_FILES = 50
 _LEFT_ALONE = re.compile(r"seed|version", re.IGNORECASE)
 _DESCRIPTION = re.compile(r"sweep: (\S+) (\S+) (\S+) -> (\S+)")
-
-
-@dataclass(frozen=True)
-class Number:
-    """A number that is assigned: the file, its name in it, and the bytes `start` to `end` that it stands in."""
-
-    path: str
-    name: str
-    value: float | int
-    start: int
-    end: int
 
 
 class Sweep:
     """Offers each change of one number once for as long as a record of the past does not name it."""
 
-    name = "sweep"
+    name, ahead, queued = "sweep", 1, False
 
-    def __init__(self, objects: ObjectStore, rules: EditRules, past: Iterable[Record], *, seed: int) -> None:
+    def __init__(
+        self, objects: ObjectStore, rules: EditRules, past: Iterable[Record], *, seed: int, waiting: Iterable[str] = ()
+    ) -> None:
         self._objects, self._rules, self._seed = objects, rules, seed
-        self._tried = {record.description for record in past if record.verdict is not Verdict.INTERRUPTED}
+        tried = (record.description for record in past if record.verdict is not Verdict.INTERRUPTED)
+        self._tried = {*tried, *waiting}
 
     def propose(self, brief: Brief) -> Proposal | None:
         """The next change that was not tried, None when there is none."""
@@ -53,7 +43,7 @@ class Sweep:
         moves = [
             (f"sweep: {number.path} {number.name} {_text(number.value)} -> {text}", number, text, tried >= 2)
             for path, (source, _) in files.items()
-            for number in numbers(path, source)
+            for number in _searched(path, source)
             for tried, text in enumerate(_values(number.value))
         ]
         random.Random(self._seed).shuffle(moves)  # noqa: S311 - an order to try things in
@@ -79,50 +69,9 @@ class Sweep:
             return {entry.path: (blobs.read(entry.blob), entry.mode) for entry in entries[:_MOST_FILES]}
 
 
-def numbers(path: str, source: bytes) -> list[Number]:
-    """The numbers that `source` assigns to names at module and class level; none where it is not Python."""
-    if len(source) > _LARGEST_FILE or source.startswith(codecs.BOM_UTF8):
-        return []
-    try:
-        tree = ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return []
-    starts = [0]
-    for line in source.splitlines(keepends=True):
-        starts.append(starts[-1] + len(line))
-    found = []
-    for name, node, value in _assigned(tree.body, ""):
-        if node.end_lineno is not None and node.end_col_offset is not None:
-            start = starts[node.lineno - 1] + node.col_offset
-            found.append(Number(path, name, value, start, starts[node.end_lineno - 1] + node.end_col_offset))
-    return found
-
-
-def _assigned(body: list[ast.stmt], prefix: str) -> Iterator[tuple[str, ast.expr, float | int]]:
-    for statement in body:
-        if isinstance(statement, ast.ClassDef):
-            yield from _assigned(statement.body, f"{prefix}{statement.name}.")
-            continue
-        if isinstance(statement, ast.Assign) and len(statement.targets) == 1:
-            target, node = statement.targets[0], statement.value
-        elif isinstance(statement, ast.AnnAssign) and statement.value is not None:
-            target, node = statement.target, statement.value
-        else:
-            continue
-        value = _number(node)
-        if isinstance(target, ast.Name) and value is not None and not _LEFT_ALONE.search(target.id):
-            yield f"{prefix}{target.id}", node, value
-
-
-def _number(node: ast.expr) -> float | int | None:
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        inner = _number(node.operand)
-        return None if inner is None else -inner
-    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
-        value = node.value
-        assert isinstance(value, int | float)  # noqa: S101 - just looked
-        return value if abs(value) <= _LARGEST_NUMBER else None
-    return None
+def _searched(path: str, source: bytes) -> list[Number]:
+    """The numbers of a file that are worth a change."""
+    return [number for number in numbers(path, source) if not _LEFT_ALONE.search(number.name.rpartition(".")[2])]
 
 
 def _values(value: float | int) -> list[str]:

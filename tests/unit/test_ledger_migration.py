@@ -168,7 +168,7 @@ def test_old_records_are_read_with_the_new_fields_empty(tmp_path: Path) -> None:
         records = ledger.latest()[::-1]
         assert [r.id for r in records] == [BASELINE, WINNER, LOSER]
         assert [r.schema_version for r in records] == [1, 1, 1]
-        assert all((r.conditions, r.determinism, r.rerun) == (None, {}, None) for r in records)
+        assert all((r.conditions, r.determinism, r.rerun, r.moved_from) == (None, {}, None, None) for r in records)
         assert [r.ledger_hash for r in records] == [json.loads(text)["ledger_hash"] for text in stored]
         assert [r.id for r in ledger.promoted("arsandbox/jan02")] == [WINNER]
         assert ledger.promoted("arsandbox/other") == []

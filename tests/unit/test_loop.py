@@ -41,7 +41,7 @@ def until(condition: Callable[[], bool], *, seconds: float = 20) -> bool:
 
 def test_the_next_sandbox_is_made_while_the_one_before_trains(fake_loop: MakeLoop) -> None:
     made = fake_loop(config=FREE)
-    made.offer({"1": train(9.0), "2": train(extra=2.0), "3": train(extra=3.0)})
+    made.offer({"1": train(extra=2.0), "2": train(extra=3.0), "3": train(9.0)})
     seen: list[tuple[bool, int]] = []
 
     def running(number: int) -> None:
@@ -53,7 +53,7 @@ def test_the_next_sandbox_is_made_while_the_one_before_trains(fake_loop: MakeLoo
     engine = made.engine()
     records = made.rounds(engine=engine)
     assert seen == [(True, 2), (True, 3)]  # made, and not started
-    assert [record.verdict for record in records] == [Verdict.KEEP, Verdict.DISCARD, Verdict.DISCARD]
+    assert [record.verdict for record in records] == [Verdict.DISCARD, Verdict.DISCARD, Verdict.KEEP]
     gaps = [record.timing.gap_s for record in made.records() if record.round]
     assert all(gap is not None and gap >= 0 for gap in gaps), gaps
     made.check(over=True)
@@ -213,8 +213,8 @@ def test_the_same_code_gets_one_draw_against_each_champion_however_often_that_mo
     made.check(over=True)
 
 
-def test_what_was_measured_against_an_old_champion_must_beat_the_new_one(fake_loop: MakeLoop) -> None:
-    """Two improvements train at the same time; whichever ends last is decided against the other."""
+def test_what_won_on_an_old_champion_is_put_onto_the_new_one_and_measured_there(fake_loop: MakeLoop) -> None:
+    """Two improvements train at the same time; whichever ends last is put onto the other, and both are kept."""
     made = fake_loop(config=FREE)
     made.offer({"much": train(7.0), "little": train(extra=-1.0)})
     together = threading.Barrier(2, timeout=30)
@@ -227,11 +227,14 @@ def test_what_was_measured_against_an_old_champion_must_beat_the_new_one(fake_lo
     made.rounds(parallel=2)
     ends = made.ends()
     first, last = sorted(ends.values(), key=lambda record: record.finished_at)
-    assert first.promotion is not None and ends["much"].promotion is not None
+    assert first.promotion is not None and last.promotion is not None and first.moved_from is None
     assert last.baseline is not None and last.baseline.value == first.metric.value
-    if last is ends["little"]:
-        assert (last.verdict, last.metric.value) == (Verdict.DISCARD, 9.0) and last.baseline.experiment == first.id
-    assert "ANSWER = 7.0" in made.made.git("show", "arsandbox/t:train.py")
+    assert (last.baseline.experiment, last.base_commit) == (first.id, first.promotion.commit)
+    before = next(record for record in made.records() if record.id == last.moved_from)
+    assert before.verdict is Verdict.PENDING and before.baseline is not None and before.baseline.value == 10.0
+    assert before.reason in next(f.detail for f in last.findings if f.code == "champion_moved")
+    text = made.made.git("show", "arsandbox/t:train.py")
+    assert "ANSWER = 7.0" in text and "EXTRA = -1.0" in text and last.metric.value == 6.0
     made.check(over=True)
 
 
@@ -241,13 +244,11 @@ def test_a_champion_whose_record_is_not_written_yet_is_not_measured_again(
     """The branch has moved, the record follows: whoever looks between the two finds the promotion that is noted."""
     made = fake_loop(config=FREE)
     made.offer({"much": train(7.0), "little": train(8.0)})
-    together, judged = threading.Barrier(2, timeout=30), threading.Semaphore(0)
-    trained: list[int] = []
+    together, judged, looked = threading.Barrier(2, timeout=30), threading.Semaphore(0), threading.Event()
     published: list[str] = []
     real = steps.reached
 
     def running(number: int) -> None:
-        trained.append(number)
         if number in (2, 3):  # 1 is the baseline's
             together.wait()
 
@@ -256,14 +257,25 @@ def test_a_champion_whose_record_is_not_written_yet_is_not_measured_again(
             judged.release()
         if step == "published" and not published:
             published.append(step)
-            for _ in range(3):  # both are judged, then the other one again
+            for _ in range(2):  # both are judged; the other one finds the branch moved
                 judged.acquire(timeout=10)
+            assert looked.wait(10)
         real(step)
 
     made.running = running
+    promoting = Ledger.promoting
+
+    def looking(ledger: Ledger, commit: str, setup: str) -> Record | None:
+        found = promoting(ledger, commit, setup)
+        if published:
+            looked.set()
+        return found
+
     monkeypatch.setattr(steps, "reached", reached)
+    monkeypatch.setattr(Ledger, "promoting", looking)
     made.rounds(parallel=2)
-    assert sorted(trained) == [1, 2, 3], "a champion was measured again"
+    measured = [record.candidate_tree for record in made.records() if record.verdict is Verdict.BASELINE]
+    assert len(measured) == 1, "a champion was measured again"
     made.check(over=True)
 
 
@@ -271,13 +283,11 @@ def test_each_bound_ends_the_loop_when_it_is_reached(make_record: Callable[..., 
     won = make_record(promotion=Promotion(commit="a" * 40, ref="refs/heads/x"))
     lost, crashed = make_record(verdict=Verdict.DISCARD), make_record(verdict=Verdict.CRASH, reason="exit code 1")
 
-    def why(
-        bounds: Bounds, rounds: list[Record], *, begun: int = 0, elapsed_s: float = 0, gpu_s: float = 0
-    ) -> str | None:
-        return bounds.reached(rounds, begun=begun, elapsed_s=elapsed_s, gpu_s=gpu_s)
+    def why(bounds: Bounds, rounds: list[Record], *, elapsed_s: float = 0, gpu_s: float = 0) -> str | None:
+        return bounds.reached(rounds, elapsed_s=elapsed_s, gpu_s=gpu_s)
 
-    assert why(Bounds(), [lost] * 99, begun=99, elapsed_s=1e9, gpu_s=1e9) is None
-    assert why(Bounds(count=3), [], begun=2) is None and "3 rounds" in str(why(Bounds(count=3), [], begun=3))
+    assert why(Bounds(), [lost] * 99, elapsed_s=1e9, gpu_s=1e9) is None and not Bounds().all_begun(99)
+    assert not Bounds(count=3).all_begun(2) and Bounds(count=3).all_begun(3)
     assert why(Bounds(seconds=10), [], elapsed_s=9.9) is None and why(Bounds(seconds=10), [], elapsed_s=10)
     assert why(Bounds(gpu_seconds=10), [], gpu_s=9) is None and why(Bounds(gpu_seconds=10), [], gpu_s=11)
     assert why(Bounds(failures=2), [crashed, lost, crashed]) is None  # in a row
