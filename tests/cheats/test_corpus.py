@@ -8,12 +8,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from arsandbox_cheats_corpus import HERE, LEVELS, Cheat, Honest, cheats, files_of, honest, levels_of, projects
-from arsandbox_cheats_table import page
 
 from arsandbox.sandbox.models import Verdict
+from arsandbox_fixtures.cheats.corpus import LEVELS, Cheat, Honest, cheats, files_of, honest, levels_of, projects
+from arsandbox_fixtures.cheats.table import page
+from arsandbox_fixtures.places import ROOT
 
-DOCUMENT = HERE.parents[1] / "docs" / "cheats.md"
+DOCUMENT = ROOT / "docs" / "cheats.md"
 THREATS = {f"T{number:02}" for number in range(1, 32)}
 
 

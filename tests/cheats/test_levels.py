@@ -6,9 +6,10 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-import arsandbox_test_support as support
 import pytest
-from arsandbox_cheats_corpus import Cheat, Honest, cheats, honest, levels_of
+
+from arsandbox_fixtures.cheats.corpus import Cheat, Honest, cheats, honest, levels_of
+from arsandbox_fixtures.docker_engine import containers
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
 
@@ -72,7 +73,7 @@ def test_a_level_answers_a_cheat_as_it_claims(
         assert cheat.naive.marker not in record.model_dump_json(), "what the run printed is in the record"
     text = record.model_dump_json()
     assert "\\u001b" not in text, "a control sequence is in the record"
-    assert not support.containers(), "a container is left"
+    assert not containers(), "a container is left"
 
 
 @pytest.mark.parametrize(("edit", "level"), HONEST)

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from arsandbox_cheats_corpus import Cheat, cheats
+
+from arsandbox_fixtures.cheats.corpus import Cheat, cheats
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(180)]
 

@@ -9,9 +9,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-import arsandbox_test_support as support
 import pytest
-from arsandbox_test_support import COMMAND, CONFIG, answering
+
+from arsandbox_fixtures.command_line import COMMAND, arsandbox
+from arsandbox_fixtures.home import SECRET
+from arsandbox_fixtures.image import image_digest
+from arsandbox_fixtures.leftovers import leftovers
+from arsandbox_fixtures.projects import Project
+from arsandbox_fixtures.task import CONFIG, answering
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(120)]
 
@@ -19,7 +24,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(120)]
 @pytest.fixture(scope="module")
 def task(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A repository with a baseline, a winner, a loser, a crash and a rejected patch."""
-    made = support.Project.create(tmp_path_factory.mktemp("cli") / "task")
+    made = Project.create(tmp_path_factory.mktemp("cli") / "task")
     escapes = r"print('a\x1b[31mred\x1b[0m \x1b]0;title\x07 bell\x07 back\x08 \u202e rtl', flush=True)"
     escapes += r"; import os; os.write(1, b'\xff\xfe\x9b1m\rover\nlast')"
     assert made.run_train(answering(5), "--description", "a\tbetter \x1b[31m  answer").code == 0
@@ -42,7 +47,7 @@ def test_help_is_fast_and_names_every_command(home: Path) -> None:
     times = []
     for _ in range(3):
         began = time.monotonic()
-        done = support.arsandbox("--help")
+        done = arsandbox("--help")
         times.append(time.monotonic() - began)
         assert done.code == 0
     assert min(times) < 1, times
@@ -62,24 +67,24 @@ def test_help_is_fast_and_names_every_command(home: Path) -> None:
     ):
         assert name in done.out
     for name in ("run", "image"):
-        helped = support.arsandbox(name, "-h")
+        helped = arsandbox(name, "-h")
         assert helped.code == 0 and "Usage" in helped.out and helped.err == ""
 
 
 def test_help_needs_neither_docker_nor_a_home(tmp_path: Path) -> None:
-    done = support.arsandbox("--help", env={"DOCKER_HOST": "unix:///nowhere", "ARSANDBOX_HOME": "/proc/nowhere"})
+    done = arsandbox("--help", env={"DOCKER_HOST": "unix:///nowhere", "ARSANDBOX_HOME": "/proc/nowhere"})
     assert done.code == 0 and done.err == ""
 
 
 def test_version(home: Path) -> None:
     from importlib.metadata import version
 
-    done = support.arsandbox("--version")
+    done = arsandbox("--version")
     assert (done.code, done.out.strip()) == (0, f"arsandbox {version('arsandbox')}")
 
 
 def test_no_arguments_show_the_help(home: Path) -> None:
-    done = support.arsandbox()
+    done = arsandbox()
     assert "Usage" in done.out + done.err and "demo" in done.out + done.err, done
     assert done.code in (0, 2)
 
@@ -133,7 +138,7 @@ def test_a_reader_that_goes_away(task: Any) -> None:
 
     with Ledger.open(task.state()) as ledger:
         record = ledger.latest(1)[0]
-    other = support.Project.create(task.path.parent / "many")
+    other = Project.create(task.path.parent / "many")
     assert other.cli("history").code == 0
     with Ledger.open(other.state()) as ledger:
         for number in range(60):
@@ -239,7 +244,7 @@ def test_ids_by_their_beginning_and_end(task: Any) -> None:
     ],
 )
 def test_an_error_with_json_is_one_document(task: Any, arguments: list[str], code: int) -> None:
-    done = support.arsandbox(*arguments, cwd=task.path)
+    done = arsandbox(*arguments, cwd=task.path)
     assert done.code == code, done
     error = json.loads(done.out)["error"]
     assert len(done.out.splitlines()) == 1
@@ -254,7 +259,7 @@ def test_json_is_all_that_is_on_standard_output(project: Any) -> None:
     for command in (["verify", "--json"], ["prepare", "--json"]):
         assert len(json_lines(fresh.cli(*command).out)) == 1
     for command in (["gc", "--json"], ["image", "list", "--json"], ["doctor", "--json"]):
-        assert len(json_lines(support.arsandbox(*command, env=fresh.env).out)) == 1
+        assert len(json_lines(arsandbox(*command, env=fresh.env).out)) == 1
 
 
 def test_json_of_the_command_is_not_ours(project: Any) -> None:
@@ -281,7 +286,7 @@ def test_dry_run_runs_nothing(project: Any) -> None:
     text = fresh.run("--dry-run", "--patch", edit)
     assert text.code == 0 and "candidate_tree" in text.out and "python train.py (at most" in text.out
     assert fresh.history() == [] and set(fresh.branches()) == {"main"}
-    assert not list(fresh.state().glob("experiments/*")) and support.leftovers() == []
+    assert not list(fresh.state().glob("experiments/*")) and leftovers() == []
 
 
 def test_a_dry_run_needs_neither_engine_nor_image(project: Any, tmp_path: Path) -> None:
@@ -316,17 +321,17 @@ def test_a_detached_head(project: Any) -> None:
 def test_a_subdirectory_of_the_repository(project: Any) -> None:
     fresh = project()
     fresh.write({"train.py": answering(5)})
-    done = support.arsandbox("run", "--json", "--tag", "t", cwd=fresh.path / "assets" / "deep", env=fresh.env)
+    done = arsandbox("run", "--json", "--tag", "t", cwd=fresh.path / "assets" / "deep", env=fresh.env)
     assert done.code == 0 and done.record["promotion"] is not None, done
     assert done.record["repo"] == str(fresh.path)
     assert len(fresh.history()) == 2
-    assert len(json_lines(support.arsandbox("history", "--json", cwd=fresh.path / "assets").out)) == 2
+    assert len(json_lines(arsandbox("history", "--json", cwd=fresh.path / "assets").out)) == 2
 
 
 def test_a_relative_patch_is_looked_for_where_the_user_is(project: Any, tmp_path: Path) -> None:
     fresh = project()
     edit = fresh.patch(answering(5))
-    done = support.arsandbox("run", "--repo", fresh.path, "--patch", edit.name, "--dry-run", cwd=edit.parent)
+    done = arsandbox("run", "--repo", fresh.path, "--patch", edit.name, "--dry-run", cwd=edit.parent)
     assert done.code == 0, done
 
 
@@ -387,23 +392,23 @@ def test_prepare_without_a_section(project: Any) -> None:
 
 
 def test_doctor(home: Path) -> None:
-    done = support.arsandbox("doctor", "--json")
+    done = arsandbox("doctor", "--json")
     rows = {row["name"]: row for row in json.loads(done.out)}
     assert rows["engine"]["status"] == "ok" and rows["git"]["status"] == "ok"
     assert (done.code == 4) == any(row["status"] == "missing" for row in rows.values())
-    assert support.arsandbox("doctor").code == done.code
+    assert arsandbox("doctor").code == done.code
     assert all(row["fix"] for row in rows.values() if row["status"] == "missing")
 
 
 def test_image_list(home: Path) -> None:
-    done = support.arsandbox("image", "list", "--json")
+    done = arsandbox("image", "list", "--json")
     rows = {row["name"]: row["pinned"] for row in json.loads(done.out)}
-    assert rows["cpu"]["digest"] == support.image_digest()
-    assert support.image_digest() in support.arsandbox("image", "list").out
+    assert rows["cpu"]["digest"] == image_digest()
+    assert image_digest() in arsandbox("image", "list").out
 
 
 def test_gc_of_nothing(project: Any) -> None:
-    done = support.arsandbox("gc")
+    done = arsandbox("gc")
     assert done.code == 0 and "nothing was left" in done.err
 
 
@@ -415,7 +420,7 @@ def test_progress_and_verdict_go_to_standard_error(project: Any) -> None:
 
 def test_nothing_of_the_controller_s_environment_is_kept(task: Any) -> None:
     """Records and logs end up in reports: no secret of the user's may be in them."""
-    assert os.environ["ARSANDBOX_TEST_SECRET"] == support.SECRET
+    assert os.environ["ARSANDBOX_TEST_SECRET"] == SECRET
     for file in task.state().rglob("*"):
         if file.is_file() and file.stat().st_size < 1 << 22:
-            assert support.SECRET.encode() not in file.read_bytes(), file
+            assert SECRET.encode() not in file.read_bytes(), file

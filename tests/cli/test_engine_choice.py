@@ -9,8 +9,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import arsandbox_test_support as support
 import pytest
+
+from arsandbox_fixtures.command_line import arsandbox, driven
+from arsandbox_fixtures.leftovers import leftovers
+from arsandbox_fixtures.task import answering
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
 
@@ -20,14 +23,14 @@ NO_DOCKER = {"DOCKER_HOST": "unix:///nonexistent/docker.sock"}
 def test_an_experiment_on_the_embedded_engine(project: Any) -> None:
     """The whole way: train, evaluate, promote; then the record says what it ran on."""
     task = project()
-    done = task.run("--patch", task.patch(support.answering(4)), "--json", "--engine", "embedded")
+    done = task.run("--patch", task.patch(answering(4)), "--json", "--engine", "embedded")
     assert done.code == 0, done
     record = done.record
     assert (record["verdict"], record["image"]["name"], record["engine"]["name"]) == ("keep", "host", "embedded")
     assert record["engine"]["isolation"] == "namespaces"
     assert record["engine"]["guarantees"]["image"] == "not offered"
     assert "not offered: an image" in done.err
-    assert support.leftovers(task.home) == []
+    assert leftovers(task.home) == []
     again = task.run("--json")
     assert again.record["engine"]["name"] == "docker" and "engine:" not in again.err
 
@@ -131,17 +134,17 @@ def test_user_namespaces_that_are_refused(project: Any, without_bwrap: dict[str,
 
 
 def test_only_the_demo_falls_back_and_says_so(home: Path, without_bwrap: dict[str, str], tmp_path: Path) -> None:
-    done = support.arsandbox("demo", "--directory", tmp_path / "demo", env=without_bwrap)
+    done = arsandbox("demo", "--directory", tmp_path / "demo", env=without_bwrap)
     assert done.code == 4, done
     assert "no Docker engine answers: this demo runs on the embedded engine" in done.err
     assert "needs bubblewrap" in done.err
-    asked = support.arsandbox("demo", "--engine", "docker", "--directory", tmp_path / "demo", env=without_bwrap)
+    asked = arsandbox("demo", "--engine", "docker", "--directory", tmp_path / "demo", env=without_bwrap)
     assert asked.code == 4 and "embedded" not in asked.err, asked
 
 
 @pytest.mark.slow
 def test_the_demo_without_docker(home: Path, tmp_path: Path) -> None:
-    done = support.arsandbox("demo", "--json", "--directory", tmp_path / "demo", env=NO_DOCKER, timeout=220)
+    done = arsandbox("demo", "--json", "--directory", tmp_path / "demo", env=NO_DOCKER, timeout=220)
     assert done.code == 0, done
     records = [json.loads(line) for line in done.out.splitlines()]
     baseline, winner, loser, cheat, bomb = (record["verdict"] for record in records)
@@ -150,11 +153,11 @@ def test_the_demo_without_docker(home: Path, tmp_path: Path) -> None:
 
 
 def test_doctor_speaks_of_both_engines(home: Path, without_bwrap: dict[str, str]) -> None:
-    done = support.arsandbox("doctor", "--json", env=without_bwrap)
+    done = arsandbox("doctor", "--json", env=without_bwrap)
     rows = {row["name"]: row for row in json.loads(done.out)}
     assert done.code == 4 and rows["engine"]["status"] == "missing"
     assert rows["embedded"]["status"] == "warning" and "apt-get install bubblewrap" in rows["embedded"]["fix"]
-    done = support.arsandbox("doctor", "--json", "--engine", "embedded", env=NO_DOCKER)
+    done = arsandbox("doctor", "--json", "--engine", "embedded", env=NO_DOCKER)
     rows = {row["name"]: row for row in json.loads(done.out)}
     assert rows["engine"]["status"] == "ok" and rows["docker"]["status"] == "warning"
     assert "image: not offered" in rows["promises"]["detail"]
@@ -165,5 +168,5 @@ def test_auto_in_the_config_is_what_the_python_api_takes_too(project: Any) -> No
     task.commit({"arsandbox.toml": f'engine = "auto"\n{(task.path / "arsandbox.toml").read_text()}'})
     task.env |= NO_DOCKER
     program = f"import arsandbox; print(arsandbox.run_experiment({str(task.path)!r}, metric='loss').model_dump_json())"
-    done = support.driven(program, [], task.env)
+    done = driven(program, [], task.env)
     assert done.code == 0 and (json.loads(done.out)["success"], json.loads(done.out)["value"]) == (True, 7.0), done

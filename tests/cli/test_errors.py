@@ -12,9 +12,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import arsandbox_test_support as support
 import pytest
-from arsandbox_test_support import CONFIG, Done, answering
+
+from arsandbox.sandbox.workspace.overlay import unmount_below
+from arsandbox_fixtures.command_line import Done, arsandbox
+from arsandbox_fixtures.home import new_home
+from arsandbox_fixtures.leftovers import leftovers
+from arsandbox_fixtures.task import CONFIG, answering
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(120)]
 
@@ -36,36 +40,36 @@ def check(done: Done, code: int, *words: str, fix: str | None = "") -> None:
 
 def test_no_git_repository(home: Path, tmp_path: Path) -> None:
     for command in (["run"], ["history"], ["init"]):
-        done = support.arsandbox(*command, "--repo", tmp_path)
+        done = arsandbox(*command, "--repo", tmp_path)
         check(done, 2, "not in a git repository", fix="git init")
 
 
 def test_no_git_program(home: Path, tmp_path: Path) -> None:
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     for command in (["run"], ["history"], ["init"], ["loop", "--propose", "sweep"]):
-        done = support.arsandbox(*command, "--repo", tmp_path, env={"PATH": str(tmp_path)})
+        done = arsandbox(*command, "--repo", tmp_path, env={"PATH": str(tmp_path)})
         check(done, 4, "git is not installed", fix="apt-get install git")
 
 
 def test_no_such_directory(home: Path, tmp_path: Path) -> None:
-    check(support.arsandbox("run", "--repo", tmp_path / "missing"), 2, "no such directory", fix=None)
+    check(arsandbox("run", "--repo", tmp_path / "missing"), 2, "no such directory", fix=None)
 
 
 def test_a_repo_that_is_a_file(home: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    check(support.arsandbox("run", "--repo", tmp_path / "file"), 2, "file", fix=None)
+    check(arsandbox("run", "--repo", tmp_path / "file"), 2, "file", fix=None)
 
 
 def test_an_unborn_head(home: Path, tmp_path: Path) -> None:
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
-    check(support.arsandbox("run", "--repo", tmp_path), 2, "HEAD has no commit yet", fix="git commit")
+    check(arsandbox("run", "--repo", tmp_path), 2, "HEAD has no commit yet", fix="git commit")
 
 
 def test_a_bare_repository(project: Any, tmp_path: Path) -> None:
     task = project()
     bare = tmp_path / "bare.git"
     subprocess.run(["git", "clone", "-q", "--bare", str(task.path), str(bare)], check=True)
-    check(support.arsandbox("run", "--repo", bare), 2, "bare", fix="clone")
+    check(arsandbox("run", "--repo", bare), 2, "bare", fix="clone")
 
 
 def test_a_damaged_repository(project: Any) -> None:
@@ -89,7 +93,7 @@ def test_a_submodule_in_the_base(project: Any) -> None:
     done = task.run()
     assert done.code in (2, 3, 5), done
     check(done, done.code, "vendored", "submodule", fix="vendor")
-    assert support.leftovers() == []
+    assert leftovers() == []
 
 
 def test_an_edit_outside_editable_is_rejected_and_recorded(project: Any) -> None:
@@ -185,9 +189,9 @@ def test_a_git_config_that_runs_programs(project: Any, tmp_path: Path, key: str)
     task.git("config", key, str(program))
     (task.path / ".gitattributes").write_text("* filter=x\n")
     for command in ("run", "prepare"):
-        done = support.arsandbox(command, "--repo", task.path)
+        done = arsandbox(command, "--repo", task.path)
         check(done, 3, key.split(".")[0], fix="unset")
-    assert support.arsandbox("history", "--repo", task.path).code in (0, 3)
+    assert arsandbox("history", "--repo", task.path).code in (0, 3)
     assert not (tmp_path / "ran").exists()
 
 
@@ -271,13 +275,13 @@ def test_more_cpus_than_there_are(project: Any) -> None:
     ],
 )
 def test_a_misspelt_command_or_option_is_answered_with_the_nearest(home: Path, arguments: list[str], word: str) -> None:
-    done = support.arsandbox(*arguments)
+    done = arsandbox(*arguments)
     check(done, 2)
     assert word in done.err.splitlines()[0], done
 
 
 def test_a_missing_argument(home: Path) -> None:
-    check(support.arsandbox("show"), 2, "ID")
+    check(arsandbox("show"), 2, "ID")
 
 
 def test_an_unknown_experiment(project: Any) -> None:
@@ -294,7 +298,7 @@ def test_an_unknown_image(project: Any) -> None:
     assert done.code == 2
     check(done, 2, "cpuu", fix=None)
     assert "cpu" in done.err.replace("cpuu", ""), "the nearest name"
-    assert support.arsandbox("image", "build", "cpuu").code == 2
+    assert arsandbox("image", "build", "cpuu").code == 2
 
 
 def test_an_image_that_is_not_built(project: Any, tmp_path: Path) -> None:
@@ -302,14 +306,14 @@ def test_an_image_that_is_not_built(project: Any, tmp_path: Path) -> None:
     assert done.code == 0
     empty = Path(tempfile.mkdtemp(prefix="ars-"))
     try:
-        done = support.arsandbox("run", "--repo", Path(done.record["repo"]), env={"ARSANDBOX_HOME": str(empty)})
+        done = arsandbox("run", "--repo", Path(done.record["repo"]), env={"ARSANDBOX_HOME": str(empty)})
         check(done, 4, "cpu", "not built", fix="arsandbox image build cpu")
     finally:
         shutil.rmtree(empty)
 
 
 def test_an_image_that_the_engine_has_lost(project: Any) -> None:
-    other = support.new_home()
+    other = new_home()
     try:
         task = project(home=other)
         catalogue = json.loads((other / "images.json").read_text())
@@ -322,7 +326,7 @@ def test_an_image_that_the_engine_has_lost(project: Any) -> None:
 
 
 def test_a_damaged_catalogue(project: Any) -> None:
-    other = support.new_home()
+    other = new_home()
     try:
         (other / "images.json").write_text("{")
         check(project(home=other).run(), 5, "images.json", "damaged")
@@ -334,7 +338,7 @@ def test_a_damaged_catalogue(project: Any) -> None:
 def test_no_engine(project: Any, command: list[str]) -> None:
     task = project()
     env = {"DOCKER_HOST": f"unix://{task.path}/dead.sock"}
-    done = support.arsandbox(*command, env=env, cwd=task.path)
+    done = arsandbox(*command, env=env, cwd=task.path)
     assert done.code == 4, done
     if command == ["doctor"]:
         assert "no Docker engine answers" in done.out and "fix: " in done.out
@@ -350,14 +354,14 @@ def test_a_socket_on_which_nobody_listens(project: Any, tmp_path: Path) -> None:
         done = project().run()
         assert done.code == 0
         env = {"DOCKER_HOST": f"unix://{place}/d.sock"}
-        check(support.arsandbox("gc", env=env), 4, "no Docker engine answers", fix="docker")
+        check(arsandbox("gc", env=env), 4, "no Docker engine answers", fix="docker")
     finally:
         shutil.rmtree(place)
 
 
 def test_a_docker_host_that_is_nonsense(home: Path) -> None:
-    check(support.arsandbox("gc", env={"DOCKER_HOST": "nonsense://x"}), 4, fix=None)
-    check(support.arsandbox("gc", env={"DOCKER_HOST": "tcp://127.0.0.1:1"}), 4, fix=None)
+    check(arsandbox("gc", env={"DOCKER_HOST": "nonsense://x"}), 4, fix=None)
+    check(arsandbox("gc", env={"DOCKER_HOST": "tcp://127.0.0.1:1"}), 4, fix=None)
 
 
 @pytest.fixture
@@ -389,9 +393,9 @@ def test_a_socket_without_permission(project: Any, nobody: tuple[list[str], Path
         env = {"DOCKER_HOST": f"unix://{guarded}/d.sock", "ARSANDBOX_HOME": str(place), "HOME": str(place)}
         try:
             for command in (["run", "--repo", copy], ["gc"]):
-                done = support.arsandbox(*command, env=env, prefix=prefix, cwd=Path("/"))
+                done = arsandbox(*command, env=env, prefix=prefix, cwd=Path("/"))
                 check(done, 4, "permission", fix="docker")
-            done = support.arsandbox("doctor", env=env, prefix=prefix, cwd=Path("/"))
+            done = arsandbox("doctor", env=env, prefix=prefix, cwd=Path("/"))
             assert done.code == 4 and "permission" in done.out
         finally:
             shutil.rmtree(guarded)
@@ -400,20 +404,20 @@ def test_a_socket_without_permission(project: Any, nobody: tuple[list[str], Path
 def test_a_home_that_is_not_ours(project: Any, nobody: tuple[list[str], Path], home: Path) -> None:
     prefix, place = nobody
     env = {"ARSANDBOX_HOME": str(home), "HOME": str(place)}
-    done = support.arsandbox("image", "list", env=env, prefix=prefix, cwd=Path("/"))
+    done = arsandbox("image", "list", env=env, prefix=prefix, cwd=Path("/"))
     assert done.code == 5, done
     check(done, 5, str(home), fix=None)
 
 
 @pytest.mark.parametrize("name", ["with space", "with,comma", "with:colon"])
 def test_a_home_that_overlayfs_cannot_hold(tmp_path: Path, name: str) -> None:
-    done = support.arsandbox("image", "list", env={"ARSANDBOX_HOME": str(tmp_path / name)})
+    done = arsandbox("image", "list", env={"ARSANDBOX_HOME": str(tmp_path / name)})
     check(done, 2, "state directory", fix="ARSANDBOX_HOME")
 
 
 def test_a_home_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    done = support.arsandbox("image", "list", env={"ARSANDBOX_HOME": str(tmp_path / "file")})
+    done = arsandbox("image", "list", env={"ARSANDBOX_HOME": str(tmp_path / "file")})
     check(done, 5, "file", fix="ARSANDBOX_HOME")
 
 
@@ -424,7 +428,7 @@ def small_disk(home: Path) -> Iterator[Path]:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200m,mode=0700", "tmpfs", str(place)], check=True)
     shutil.copy(home / "images.json", place / "images.json")
     yield place
-    support.unmount_below(place)
+    unmount_below(place)
     place.rmdir()
 
 
@@ -453,7 +457,7 @@ def test_a_full_disk(project: Any, small_disk: Path, left: int) -> None:
     again = task.run("--json", "--patch", task.patch(answering(5)))
     assert again.record["promotion"] is not None, again
     task.verify()
-    assert support.leftovers(small_disk) == [f"mount {small_disk}"]  # the disk itself
+    assert leftovers(small_disk) == [f"mount {small_disk}"]  # the disk itself
 
 
 def test_an_image_that_needs_a_gpu_on_a_machine_without_one(project: Any) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from arsandbox.policies.meet import rules
+from arsandbox_fixtures.command_line import arsandbox
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_who_asks_for_more_is_refused_by_both_names(cli: Any) -> None:
 
 def test_check_says_what_a_file_holds(cli: Any, tmp_path: Path) -> None:
     def check(file: Path) -> Any:
-        return sys.modules["arsandbox_test_support"].arsandbox("policy", "check", file, env=cli.env)
+        return arsandbox("policy", "check", file, env=cli.env)
 
     good, loose, bad = (tmp_path / name for name in ("good.toml", "loose.toml", "bad.toml"))
     good.write_text('[limits]\nmemory_bytes = "256m"\n[stage.train]\ngpus = 1\n')

@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(180)]
 
 class TestEmbedded(EngineContract):
     @pytest.fixture
-    def subject(self, home: Path) -> Subject:
+    def subject(self, own_home: Path) -> Subject:
         engine = open_engine("embedded")
         image = engine.find_image("host")
         assert image is not None

@@ -26,7 +26,7 @@ FILES_OF_PROC_SYS = ("kernel/core_pattern", "kernel/hostname", "vm/drop_caches",
 
 class TestAttacks(Contract):
     @pytest.fixture
-    def subject(self, home: Path) -> Subject:
+    def subject(self, own_home: Path) -> Subject:
         engine = open_engine("embedded")
         image = engine.find_image("host")
         assert image is not None

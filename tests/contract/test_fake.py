@@ -12,7 +12,7 @@ from arsandbox.sandbox.testing import MechanicsContract, Subject
 
 class TestFake(MechanicsContract):
     @pytest.fixture
-    def subject(self, home: Path) -> Subject:
+    def subject(self, own_home: Path) -> Subject:
         told: dict[str, Script] = {}
         engine = FakeEngine(lambda spec: told[spec.experiment])
         return Subject("fake", engine, engine.find_image("any"), tell=told.__setitem__)

@@ -11,8 +11,8 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["arsandbox", "h11"]):
-    sys.path.insert(0, str(Path(__file__).parent))
-    from targets import TARGETS
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from arsandbox_fixtures.fuzz_targets import TARGETS
 
 
 def main() -> None:

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from arsandbox_fixtures.fuzz_targets import TARGETS
+
 CORPUS = Path(__file__).parent / "corpus"
 EXAMPLES = 2000 if os.environ.get("ARSANDBOX_TEST_ALL") else 150
 
 
-def _targets() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("arsandbox_fuzz_targets", Path(__file__).parent / "targets.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 SLOWER = {"patch": 5}  # a dozen git processes each
-TARGETS = _targets().TARGETS
 KEPT = {name: [file.read_bytes() for file in sorted((CORPUS / name).iterdir())] for name in TARGETS}
 
 

@@ -6,7 +6,6 @@ A folder each in attacks/: attack.toml says what it tries and how it must end; t
 from __future__ import annotations
 
 import functools
-import sys
 import tempfile
 import tomllib
 from pathlib import Path
@@ -21,6 +20,9 @@ from arsandbox.sandbox.engines.port import Outcome, SandboxSpec
 from arsandbox.sandbox.engines.registry import open_engine
 from arsandbox.sandbox.models import ImageRef, Stage
 from arsandbox.sandbox.repository import Repository
+from arsandbox_fixtures.home import session_home
+from arsandbox_fixtures.image import image_digest
+from arsandbox_fixtures.projects import Project
 
 HERE = Path(__file__).parent / "attacks"
 ATTACKS = {file.parent.name: tomllib.loads(file.read_text()) for file in sorted(HERE.glob("*/attack.toml"))}
@@ -48,10 +50,10 @@ def sandboxed(
     engine: str, program: str, limits: Limits, deadline_s: float, collect: Path | None = None
 ) -> tuple[Outcome, Any, Any]:
     """Run `program` in a sandbox of its own: how it ended, its change set, and what was collected from out/."""
-    opened, support = open_engine(engine), sys.modules["arsandbox_test_support"]
+    opened = open_engine(engine)
     own = opened.find_image("cpu") if hasattr(opened, "find_image") else None
     identity = state.new_experiment_id()
-    place = Path(tempfile.mkdtemp(prefix="attack-", dir=support.session_home()))
+    place = Path(tempfile.mkdtemp(prefix="attack-", dir=session_home()))
     layer, scratch = place / "layer", place / "scratch"
     for directory in (layer, scratch):
         directory.mkdir()
@@ -59,7 +61,7 @@ def sandboxed(
     layer.chmod(0o777)
     (layer / "program.py").write_text(program)
     spec = SandboxSpec(
-        experiment=identity, stage=Stage.TRAIN, image=own or ImageRef(name="cpu", digest=support.image_digest()),
+        experiment=identity, stage=Stage.TRAIN, image=own or ImageRef(name="cpu", digest=image_digest()),
         command=("python3", "program.py"), environment={}, layers=(layer,), limits=limits, deadline_s=deadline_s,
         scratch=scratch, labels=host.labels(identity, "2030-01-01T00:00:00+00:00"),
     )  # fmt: skip
@@ -129,7 +131,7 @@ def test_what_it_leaves_is_judged_and_not_followed(home: Path, engine: str, name
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repository:
     """A repository with a protected evaluator."""
     monkeypatch.setenv("ARSANDBOX_HOME", str(tmp_path / "state"))
-    project = sys.modules["arsandbox_test_support"].Project(tmp_path / "repo", tmp_path / "state")
+    project = Project(tmp_path / "repo", tmp_path / "state")
     project.path.mkdir()
     project.git("init", "-q", "-b", "main")
     project.git("config", "user.name", "someone")

@@ -10,8 +10,8 @@ import pytest
 
 from arsandbox.policies.meet import rules
 from arsandbox.sandbox.probe.catalogue import load
+from arsandbox_fixtures.places import ROOT
 
-ROOT = Path(__file__).parents[2]
 COVERAGE = tomllib.loads((Path(__file__).parent / "coverage.toml").read_text())
 OWN = {
     path.parent.name: tomllib.loads(path.read_text()) for path in Path(__file__).parent.glob("attacks/*/attack.toml")

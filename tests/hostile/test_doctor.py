@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
+
+from arsandbox_fixtures.command_line import arsandbox
 
 pytestmark = pytest.mark.engine
 
 
 @pytest.mark.parametrize("engine", ["docker", "embedded"])
 def test_every_row_passes_or_is_declared(home: Path, engine: str) -> None:
-    done = sys.modules["arsandbox_test_support"].arsandbox("doctor", "--probe", "--engine", engine, "--json")
+    done = arsandbox("doctor", "--probe", "--engine", engine, "--json")
     assert done.code == 0, done
     rows = json.loads(done.out)
     assert len(rows) >= 20

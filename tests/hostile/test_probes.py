@@ -6,7 +6,8 @@ All attacks share one sandbox of an engine, and all attacks with the same contro
 from __future__ import annotations
 
 import functools
-import sys
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from arsandbox.sandbox.engines.registry import open_engine
 from arsandbox.sandbox.models import ImageRef
 from arsandbox.sandbox.probe.catalogue import load
 from arsandbox.sandbox.probe.group import Answer, attempt
+from arsandbox_fixtures.controls import without
+from arsandbox_fixtures.image import image_digest
 
 pytestmark = pytest.mark.engine
 
@@ -26,27 +29,26 @@ LIMITS = Limits(cpus=1, memory_bytes=256 * 1024**2, pids=128, disk_bytes=32 * 10
 ENGINES = ("docker", "embedded")
 
 
-def _image(engine: Any, support: Any) -> ImageRef:
+def _image(engine: Any) -> ImageRef:
     """The image `cpu`, or what stands in for it where an engine has no images."""
     own = engine.find_image("cpu") if hasattr(engine, "find_image") else None
-    return own or ImageRef(name="cpu", digest=support.image_digest())
+    return own or ImageRef(name="cpu", digest=image_digest())
 
 
 @functools.cache
 def answers(engine: str, off: str = "") -> dict[str, Answer]:
     """What came of all attacks in one sandbox, or of those with the control `off` in one without that protection."""
-    support, controls = sys.modules["arsandbox_test_support"], sys.modules["arsandbox_test_controls"]
     opened = open_engine(engine)
-    image = _image(opened, support)
+    image = _image(opened)
     if not off:
         return attempt(opened, image, list(ATTACKS.values()), LIMITS)
-    place = Path(support.tempfile.mkdtemp(prefix="control-"))
+    place = Path(tempfile.mkdtemp(prefix="control-"))
     try:
-        with controls.without(off, place):
+        with without(off, place):
             chosen = [attack for attack in CONTROLLED.values() if attack.control.off == off]
             return attempt(opened, image, chosen, LIMITS)
     finally:
-        support.shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(place, ignore_errors=True)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

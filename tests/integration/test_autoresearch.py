@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import arsandbox_test_support as support
 import pytest
+
+from arsandbox_fixtures.command_line import arsandbox
+from arsandbox_fixtures.projects import Project
 
 pytestmark = pytest.mark.engine
 
@@ -49,7 +51,7 @@ print("peak_vram_mb:     0.0")
 
 
 def test_init_writes_what_runs_it_unchanged(home: Path, tmp_path: Path) -> None:
-    task = support.Project.create(tmp_path / "autoresearch")
+    task = Project.create(tmp_path / "autoresearch")
     task.git("rm", "-q", "-r", ".")
     task.commit(FILES, "autoresearch")
     done = task.cli("init")
@@ -76,6 +78,6 @@ def test_init_writes_what_runs_it_unchanged(home: Path, tmp_path: Path) -> None:
 
 
 def _policy(task: Any) -> Any:
-    done = support.arsandbox("policy", "show", "--repo", task.path, "--json", env=task.env)
+    done = arsandbox("policy", "show", "--repo", task.path, "--json", env=task.env)
     assert done.code == 0, done
     return json.loads(done.out)

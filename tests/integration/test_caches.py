@@ -7,8 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import arsandbox_test_support as support
 import pytest
+
+from arsandbox_fixtures.command_line import arsandbox
+from arsandbox_fixtures.home import new_home
+from arsandbox_fixtures.task import CONFIG, EVALUATE, answering
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(180)]
 
@@ -48,15 +51,15 @@ kind = "inductor"
 
 @pytest.fixture
 def task(project: Any, tmp_path: Path) -> Iterator[Any]:
-    made = project({"arsandbox.toml": support.CONFIG + CACHES})
-    home = support.new_home()
+    made = project({"arsandbox.toml": CONFIG + CACHES})
+    home = new_home()
     made.env, made.home = {"ARSANDBOX_HOME": str(home)}, home
     for name, file, text in (("tokens", "data/part", "tokens"), ("code", "kernel", "compiled")):
         source = tmp_path / name
         (source / file).parent.mkdir(parents=True)
         (source / file).write_text(text)
         kind = "dataset" if name == "tokens" else "inductor"
-        assert support.arsandbox("cache", "add", name, source, "--kind", kind, env=made.env).code == 0
+        assert arsandbox("cache", "add", name, source, "--kind", kind, env=made.env).code == 0
     yield made
     shutil.rmtree(home, ignore_errors=True)
 
@@ -67,20 +70,18 @@ def test_a_candidate_cannot_change_a_cache(task: Any, engine: str) -> None:
         "import os\nassert not os.path.exists('/caches/tokens') and 'TORCHINDUCTOR_CACHE_DIR' not in os.environ\n"
         "assert not os.path.exists('.compiled')\n"
     )
-    task.commit({"evaluate.py": evaluator + support.EVALUATE, "train.py": support.answering(10, before=ATTACK)})
-    attack = support.answering(4, before=ATTACK)
+    task.commit({"evaluate.py": evaluator + EVALUATE, "train.py": answering(10, before=ATTACK)})
+    attack = answering(4, before=ATTACK)
     done = task.run_train(attack, "--engine", engine)
     assert done.code == 0 and done.record["verdict"] == "keep", done
     assert done.record["promotion"], done
     held = {use["name"]: (use["kind"], use["stages"]) for use in done.record["caches"]}
     assert held == {"code": ("inductor", ["train"]), "tokens": ("dataset", ["train"])}
-    verified = support.arsandbox("cache", "verify", env=task.env)
+    verified = arsandbox("cache", "verify", env=task.env)
     assert verified.code == 0 and verified.out.count(" ok") == 2, verified
 
     # Only a command takes what was compiled, and it never takes a change of what was there.
-    adopted = support.arsandbox(
-        "cache", "adopt", "code", done.record["id"], "--repo", task.path, "--json", env=task.env
-    )
+    adopted = arsandbox("cache", "adopt", "code", done.record["id"], "--repo", task.path, "--json", env=task.env)
     assert adopted.code == 0 and adopted.record["files"] == 2, adopted
     tree = task.home / "caches" / "code" / adopted.record["sha256"] / "layer" / ".compiled" / "code"
     assert {path.name: path.read_text() for path in tree.iterdir()} == {"kernel": "compiled", "new": "compiled, too"}
@@ -94,5 +95,5 @@ def test_a_changed_byte_on_the_host_is_refused_before_a_run(task: Any) -> None:
     assert done.code == 3 and "cache tokens was changed: data/part was changed" in done.err, done
     assert "fix: find out who changed it" in done.err
     assert len(task.history()) == 1  # nothing ran
-    verified = support.arsandbox("cache", "verify", env=task.env)
+    verified = arsandbox("cache", "verify", env=task.env)
     assert verified.code == 3 and "tokens" in verified.out and "changed" in verified.out, verified

@@ -6,9 +6,11 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-import arsandbox_test_support as support
 import pytest
-from arsandbox_test_support import CONFIG, TRAIN
+
+from arsandbox_fixtures.leftovers import leftovers
+from arsandbox_fixtures.projects import Project
+from arsandbox_fixtures.task import CONFIG, TRAIN, answering
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(280)]
 
@@ -26,7 +28,7 @@ def noisy(answer: float, noise: str = NOISE) -> str:
 @pytest.fixture(scope="module")
 def _shared(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     place = tmp_path_factory.mktemp("confirm") / "task"
-    return support.Project.create(place, {"arsandbox.toml": CONFIRMING, "train.py": noisy(10.0)})
+    return Project.create(place, {"arsandbox.toml": CONFIRMING, "train.py": noisy(10.0)})
 
 
 def of_role(task: Any, role: str, of: str | None = None) -> list[dict[str, Any]]:
@@ -64,7 +66,7 @@ def test_a_true_improvement_is_pending_then_confirmed_and_promoted(_shared: Any)
     again = _shared.cli("confirm", pending["id"], "--json")
     assert again.record == record and _shared.git("rev-parse", record["promotion"]["ref"]) == tip
     assert _shared.cli("verify").code == 0
-    assert support.leftovers(_shared.home) == []
+    assert leftovers(_shared.home) == []
 
 
 def test_a_null_edit_or_an_identical_one_gets_nothing(_shared: Any) -> None:
@@ -85,9 +87,9 @@ def test_pinned_luck_goes_to_quarantine(_shared: Any) -> None:
 
 def test_a_metric_without_spread_is_decided_at_once(project: Any) -> None:
     task = project({"arsandbox.toml": CONFIRMING})
-    first = task.run_train(support.answering(9), "--confirm").record
+    first = task.run_train(answering(9), "--confirm").record
     assert first["verdict"] == "keep" and first["promotion"] is not None
     assert "no spread over 3 seeds" in first["reason"]
     assert of_role(task, "confirmation") == []
-    second = task.run_train(support.answering(8)).record
+    second = task.run_train(answering(8)).record
     assert second["verdict"] == "keep" and second["confirms"] is None

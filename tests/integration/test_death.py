@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import arsandbox_test_support as support
 import pytest
 
 from arsandbox.sandbox.engines import cgroup
 from arsandbox.sandbox.engines.registry import open_engine
 from arsandbox.sandbox.models import Reason
+from arsandbox_fixtures.boxes import Collecting
+from arsandbox_fixtures.docker_engine import containers
+from arsandbox_fixtures.waiting import wait_for
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
 
@@ -86,7 +88,7 @@ def test_a_reader_that_stalls_does_not_keep_a_sandbox_alive(
     box: Any, members: list[cgroup.Cgroup], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stalled = threading.Event()
-    monkeypatch.setattr(support.Collecting, "output", lambda self, chunk: stalled.wait(30) and None)
+    monkeypatch.setattr(Collecting, "output", lambda self, chunk: stalled.wait(30) and None)
     began = time.monotonic()
     ended = box("import os\nwhile True:\n    os.write(1, b'x' * 65536)\n", deadline_s=2.0, output_bytes=1024**4)
     assert ended.reason is Reason.TIMEOUT, ended.outcome
@@ -96,7 +98,7 @@ def test_a_reader_that_stalls_does_not_keep_a_sandbox_alive(
 
 def test_a_paused_sandbox_ends_at_its_deadline(box: Any, members: list[cgroup.Cgroup], home: Path) -> None:
     def pause() -> None:
-        found = support.wait_for(lambda: [one for one in support.containers() if one.status == "running"])
+        found = wait_for(lambda: [one for one in containers() if one.status == "running"])
         found[0].pause()
         paused.append(found[0].name)
 

@@ -6,19 +6,20 @@ import json
 from pathlib import Path
 from typing import Any
 
-import arsandbox_test_support as support
 import jsonschema
 import pytest
 
 from arsandbox.sandbox.record import Record
+from arsandbox_fixtures.command_line import Done, arsandbox
+from arsandbox_fixtures.leftovers import leftovers
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(280)]
 
 
 @pytest.fixture(scope="module")
-def demo(home: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[support.Done, Path]:
+def demo(home: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Done, Path]:
     place = tmp_path_factory.mktemp("demo") / "repository"
-    done = support.arsandbox("demo", "--json", "--directory", place, timeout=240)
+    done = arsandbox("demo", "--json", "--directory", place, timeout=240)
     return done, place
 
 
@@ -67,23 +68,23 @@ def test_show_gives_the_same_document(demo: Any) -> None:
     done, place = demo
     for line in done.out.splitlines():
         record = json.loads(line)
-        shown = support.arsandbox("show", record["id"], "--json", "--repo", place)
+        shown = arsandbox("show", record["id"], "--json", "--repo", place)
         assert shown.code == 0 and shown.out.strip() == line
-        assert support.arsandbox("show", record["id"].rsplit("-", 1)[1], "--json", "--repo", place).out == shown.out
-    history = support.arsandbox("history", "--jsonl", "--repo", place)
+        assert arsandbox("show", record["id"].rsplit("-", 1)[1], "--json", "--repo", place).out == shown.out
+    history = arsandbox("history", "--jsonl", "--repo", place)
     assert sorted(history.out.splitlines()) == sorted(done.out.splitlines())
 
 
 def test_verify_and_nothing_left(demo: Any, home: Path) -> None:
     _, place = demo
-    done = support.arsandbox("verify", "--repo", place)
+    done = arsandbox("verify", "--repo", place)
     assert (done.code, done.out) == (0, ""), done
-    assert support.leftovers(home) == []
+    assert leftovers(home) == []
 
 
 def test_a_place_that_is_taken(home: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("precious")
-    done = support.arsandbox("demo", "--json", "--directory", tmp_path)
+    done = arsandbox("demo", "--json", "--directory", tmp_path)
     assert done.code == 2 and "not empty" in done.err
     assert json.loads(done.out)["error"]["exit_code"] == 2
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine.txt"]

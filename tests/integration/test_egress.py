@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import arsandbox_test_support as support
 import pytest
 
 from arsandbox.policies.model import Policy
@@ -21,6 +20,10 @@ from arsandbox.sandbox.engines.registry import open_engine
 from arsandbox.sandbox.events import Silent
 from arsandbox.sandbox.models import ImageRef, Reason, Stage
 from arsandbox.sandbox.stage import StagePlan, run_stage
+from arsandbox_fixtures.boxes import LIMITS
+from arsandbox_fixtures.docker_engine import collect_quietly
+from arsandbox_fixtures.image import image_digest
+from arsandbox_fixtures.task import CONFIG, answering
 
 pytestmark = pytest.mark.engine
 
@@ -85,16 +88,16 @@ class Answering(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def server() -> Iterator[int]:
     """The port of an HTTP server on loopback."""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answering) as answering:
-        threading.Thread(target=answering.serve_forever, daemon=True).start()
-        yield int(answering.server_address[1])
-        answering.shutdown()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answering) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield int(server.server_address[1])
+        server.shutdown()
 
 
 def engine_and_image(name: str) -> tuple[Engine, ImageRef]:
     engine = open_engine(name)
     if name == "docker":
-        return engine, ImageRef(name="cpu", digest=support.image_digest())
+        return engine, ImageRef(name="cpu", digest=image_digest())
     image = engine.find_image("cpu")
     assert image is not None
     return engine, image
@@ -113,7 +116,7 @@ def test_a_stage_reaches_what_is_named_and_nothing_else(home: Path, tmp_path: Pa
     target = f"localhost:{server}"
     plan = StagePlan(
         stage=Stage.PREPARE, image=image, command=("python3", "program.py", str(server)), environment={},
-        layers=(layer,), limits=support.LIMITS, limit_s=60, log=tmp_path / "log",
+        layers=(layer,), limits=LIMITS, limit_s=60, log=tmp_path / "log",
         egress=Allowlist.of(Policy(network="allowlist", hosts=(target,), private_hosts=(target,))),
     )  # fmt: skip
     identity = state.new_experiment_id()
@@ -122,7 +125,7 @@ def test_a_stage_reaches_what_is_named_and_nothing_else(home: Path, tmp_path: Pa
         with run_stage(engine, plan, experiment=identity, scratch=scratch, labels=labels, listener=Silent()) as run:
             record = run.record
     finally:
-        support.collect_quietly()
+        collect_quietly()
     log = (tmp_path / "log").read_text()
     assert (record.termination.reason, record.termination.exit_code) == (Reason.CRASH, 7), log
     seen = json.loads(log.splitlines()[-1])
@@ -158,7 +161,7 @@ def test_the_prepare_stage_downloads_what_owner_and_project_name(project: Any, t
         '\n[prepare]\ncommand = ["python", "prepare.py"]\noutputs = ["data/"]\nnetwork = "allowlist"\n'
         f'hosts = ["{target}"]\n\n[environment]\nSOURCE = "http://{target}/data"\n'
     )
-    config = support.CONFIG.replace('"evaluate.py"]', '"evaluate.py", "prepare.py"]') + section
+    config = CONFIG.replace('"evaluate.py"]', '"evaluate.py", "prepare.py"]') + section
     task = project({"arsandbox.toml": config, "prepare.py": PREPARE})
     task.env["ARSANDBOX_POLICY"] = str(owner)
     first = task.run("--json").record
@@ -167,7 +170,7 @@ def test_the_prepare_stage_downloads_what_owner_and_project_name(project: Any, t
     (got,) = first["prepared"]["egress"]["requests"]
     assert got.items() >= row.items() and got["received_bytes"] > 0
     assert all(stage["egress"] is None for stage in first["stages"])
-    again = task.run_train(support.answering(20)).record  # from the cache: the record still says where data came from
+    again = task.run_train(answering(20)).record  # from the cache: the record still says where data came from
     assert again["prepared"] == first["prepared"]
 
     task.commit({"arsandbox.toml": config.replace(f'SOURCE = "http://{target}', 'SOURCE = "http://example.com')})
@@ -186,9 +189,7 @@ def test_training_reaches_what_the_policy_names_when_asked_and_a_rerun_does_too(
     owner = tmp_path / "policy.toml"
     owner.write_text(named.format(""))
     fetch = f"import urllib.request; urllib.request.urlopen('http://{target}/', timeout=20).read()"
-    task = project(
-        {"arsandbox.toml": support.CONFIG + named.format("policy."), "train.py": support.answering(10, before=fetch)}
-    )
+    task = project({"arsandbox.toml": CONFIG + named.format("policy."), "train.py": answering(10, before=fetch)})
     task.env["ARSANDBOX_POLICY"] = str(owner)
     for closed in ([], ["--network", "none"]):
         done = task.run("--json", *closed)

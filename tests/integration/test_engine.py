@@ -9,9 +9,17 @@ import pwd
 import re
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
-import arsandbox_test_support as support
 import pytest
+
+from arsandbox.policies.model import MIB
+from arsandbox.sandbox.models import Reason
+from arsandbox_fixtures import boxes
+from arsandbox_fixtures.boxes import run_box
+from arsandbox_fixtures.docker_engine import collect_quietly
+from arsandbox_fixtures.home import SECRET
+from arsandbox_fixtures.leftovers import leftovers
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(120)]
 
@@ -139,12 +147,12 @@ def probe(home: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
     leak = os.open("/etc/hostname", os.O_RDONLY)
     os.set_inheritable(leak, True)
     try:
-        done = support.box(
+        done = run_box(
             tmp_path_factory.mktemp("probe"),
             PROBE,
             environment={"DECLARED": "yes"},
             cpus=0.5,
-            memory_bytes=80 * support.MIB,
+            memory_bytes=80 * MIB,
             pids=33,
             open_files=123,
         )
@@ -225,9 +233,9 @@ def test_core_dumps_are_off(probe: dict[str, Any]) -> None:
 
 
 def test_the_environment_is_ours_alone(probe: dict[str, Any]) -> None:
-    assert os.environ["ARSANDBOX_TEST_SECRET"] == support.SECRET
+    assert os.environ["ARSANDBOX_TEST_SECRET"] == SECRET
     assert set(probe["environment"]) <= ENVIRONMENT, set(probe["environment"]) - ENVIRONMENT
-    assert support.SECRET not in json.dumps(probe["environment"])
+    assert SECRET not in json.dumps(probe["environment"])
     assert probe["environment"]["DECLARED"] == "yes"
     assert probe["environment"]["NVIDIA_VISIBLE_DEVICES"] in ("void", "none")
 
@@ -245,9 +253,9 @@ def test_no_git_directory_and_a_neutral_host_name(probe: dict[str, Any]) -> None
 
 
 def test_cgroup_limits_are_the_ones_asked_for(probe: dict[str, Any]) -> None:
-    assert int(probe["memory"]) == 80 * support.MIB
+    assert int(probe["memory"]) == 80 * MIB
     if probe["swap"] is not None:  # v1 counts memory and swap together
-        assert int(probe["swap"]) in (0, 80 * support.MIB)
+        assert int(probe["swap"]) in (0, 80 * MIB)
     assert int(probe["pids"]) == 33
     quota = probe["cpu"] if probe["cpu_period"] is None else f"{probe['cpu']} {probe['cpu_period']}"
     assert quota is not None, "no cpu controller is visible"
@@ -273,14 +281,10 @@ def test_nothing_is_left_by_a_sandbox_that_cannot_start(box: Any, home: Path) ->
 
     missing = "sha256:" + "0" * 64
     assert not open_engine("docker").has_image(missing)
-    digest, support.image_digest = support.image_digest, lambda: missing
-    try:
-        with pytest.raises(MachineError) as caught:
-            box("print(1)")
-    finally:
-        support.image_digest = digest
+    with mock.patch.object(boxes, "image_digest", lambda: missing), pytest.raises(MachineError) as caught:
+        box("print(1)")
     assert "arsandbox image build cpu" in caught.value.hint
-    assert support.leftovers(home) == []
+    assert leftovers(home) == []
 
 
 def test_no_connection_to_the_engine_is_left_open(box: Any) -> None:
@@ -291,19 +295,18 @@ def test_no_connection_to_the_engine_is_left_open(box: Any) -> None:
         links = [os.path.join("/proc/self/fd", name) for name in os.listdir("/proc/self/fd")]
         return sum(os.path.exists(link) and os.readlink(link).startswith("socket:") for link in links)
 
-    quietly, support.collect_quietly = support.collect_quietly, lambda: None
-    box("print(1)")  # fills the connection pool
-    quietly()
-    gc.disable()
-    try:
-        before = sockets()
-        for _ in range(4):
-            box("print(1)")
-        after = sockets()
-    finally:
-        support.collect_quietly = quietly
-        quietly()
-        gc.enable()
+    with mock.patch.object(boxes, "collect_quietly", lambda: None):
+        box("print(1)")  # fills the connection pool
+        collect_quietly()
+        gc.disable()
+        try:
+            before = sockets()
+            for _ in range(4):
+                box("print(1)")
+            after = sockets()
+        finally:
+            collect_quietly()
+            gc.enable()
     assert after <= before
 
 
@@ -318,4 +321,4 @@ def test_the_inodes_of_tmp(box: Any) -> None:
             raise
     """
     done = box(program, disk_inodes=300)
-    assert done.reason is support.Reason.DISK, (done.outcome, done.text)
+    assert done.reason is Reason.DISK, (done.outcome, done.text)

@@ -7,9 +7,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import arsandbox_test_support as support
 import pytest
-from arsandbox_test_support import CONFIG, EVALUATE, MARKER, answering
+
+from arsandbox_fixtures.leftovers import leftovers
+from arsandbox_fixtures.places import EXAMPLES
+from arsandbox_fixtures.projects import Project
+from arsandbox_fixtures.task import CONFIG, EVALUATE, MARKER, answering
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(180)]
 
@@ -28,7 +31,7 @@ def train_log(project: Any, record: dict[str, Any]) -> str:
 
 @pytest.fixture(scope="module")
 def _shared(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    task = support.Project.create(tmp_path_factory.mktemp("shared") / "shared")
+    task = Project.create(tmp_path_factory.mktemp("shared") / "shared")
     assert task.run("--json").record["verdict"] == "baseline"
     return task
 
@@ -62,7 +65,7 @@ def test_a_missing_baseline_is_measured_first_and_then_reused(project: Any) -> N
     # The champion is the promoted commit now.
     assert again.record["baseline"] == {"experiment": second["id"], "value": 2.0}
     task.verify()
-    assert support.leftovers() == []
+    assert leftovers() == []
 
 
 def test_another_set_up_needs_a_baseline_of_its_own(project: Any) -> None:
@@ -123,19 +126,17 @@ def test_a_baseline_that_fails_stops_everything(project: Any) -> None:
     assert "baseline itself failed" in done.err and "fix:" in done.err
     assert next(r["verdict"] for r in task.history()) == "crash"
     assert all(r["promotion"] is None for r in task.history())
-    assert support.leftovers() == []
+    assert leftovers() == []
 
 
 def test_the_real_example(project: Any) -> None:
     """tiny-lm with few steps: prepare, train, evaluate, a winner on its branch."""
     files = {
-        str(p.relative_to(support.EXAMPLES / "tiny-lm")): p.read_text()
-        for p in (support.EXAMPLES / "tiny-lm").iterdir()
-        if p.is_file()
+        str(p.relative_to(EXAMPLES / "tiny-lm")): p.read_text() for p in (EXAMPLES / "tiny-lm").iterdir() if p.is_file()
     }
     files["arsandbox.toml"] += '\n[environment]\nTINY_LM_STEPS = "60"\n'
     task = project(files)
-    done = task.run("--json", "--patch", support.EXAMPLES / "tiny-lm-edits" / "winner.patch")
+    done = task.run("--json", "--patch", EXAMPLES / "tiny-lm-edits" / "winner.patch")
     assert done.code == 0, done
     baseline, record = task.history()
     assert baseline["verdict"] == "baseline" and record["verdict"] == "keep"
@@ -217,7 +218,7 @@ def test_hostile_leftovers_are_read_without_harm(project: Any) -> None:
     kept = [p for p in task.state().rglob("*") if p.is_file() and p.name == "passwd"]
     assert kept == [] and passwd not in done.out
     assert record["timing"]["diff_s"] < 10
-    assert support.leftovers() == []
+    assert leftovers() == []
 
 
 def test_artifacts_with_very_long_paths(project: Any) -> None:
@@ -235,7 +236,7 @@ def test_artifacts_with_very_long_paths(project: Any) -> None:
     done = task.run("--json")
     assert done.code == 0, done
     assert done.record["verdict"] == "baseline"
-    assert support.leftovers() == []
+    assert leftovers() == []
 
 
 def test_very_many_artifacts(project: Any) -> None:
@@ -454,7 +455,7 @@ def test_a_failed_run_is_recorded_and_promotes_nothing(
     assert task.history()[-1] == done.record
     assert [s["stage"] for s in done.record["stages"]] == ["train"]
     task.verify()
-    assert support.leftovers() == []
+    assert leftovers() == []
 
 
 def test_a_small_disk_alone_is_enough(project: Any) -> None:

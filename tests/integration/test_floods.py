@@ -6,8 +6,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import arsandbox_test_support as support
 import pytest
+
+from arsandbox.policies.model import MIB
+from arsandbox_fixtures.leftovers import leftovers
+from arsandbox_fixtures.task import CONFIG, answering
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(120)]
 
@@ -15,19 +18,19 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(120)]
 @pytest.mark.parametrize("flood", ["x * 65536", "'loss: 1.5\\\\n' * 6000"])
 def test_a_flood_does_not_grow_the_controller(project: Any, flood: str) -> None:
     quiet = project()
-    train = support.answering(10, before="pass")
+    train = answering(10, before="pass")
     calm = peak_of(quiet, train)
-    noisy = project({"arsandbox.toml": support.CONFIG + 'output = "48m"\n'})
+    noisy = project({"arsandbox.toml": CONFIG + 'output = "48m"\n'})
     program = f"""
         import os
         x = "x"
         block = ({flood}).encode()
         while True: os.write(1, block)
     """
-    loud = peak_of(noisy, support.answering(10, before=program), verdict="output")
-    assert loud - calm < 24 * support.MIB, (loud, calm)
+    loud = peak_of(noisy, answering(10, before=program), verdict="output")
+    assert loud - calm < 24 * MIB, (loud, calm)
     log = next(noisy.state().glob("experiments/*/train.log"))
-    assert 40 * support.MIB < max(p.stat().st_size for p in log.parents[1].glob("*/train.log")) <= 48 * support.MIB
+    assert 40 * MIB < max(p.stat().st_size for p in log.parents[1].glob("*/train.log")) <= 48 * MIB
 
 
 def peak_of(project: Any, train: str, verdict: str = "baseline") -> int:
@@ -48,4 +51,4 @@ def peak_of(project: Any, train: str, verdict: str = "baseline") -> int:
 
 
 def test_nothing_is_left_of_all_this(home: Path) -> None:
-    assert support.leftovers(home) == []
+    assert leftovers(home) == []

@@ -15,11 +15,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import arsandbox_test_support as support
 import pytest
-from arsandbox_test_nvidia import Driver, Gpu
 
 from arsandbox.sandbox import state
+from arsandbox_fixtures.daemon import CAN_START_A_DAEMON, private_daemon
+from arsandbox_fixtures.nvidia import Driver, Gpu
+from arsandbox_fixtures.task import answering
 
 A, B = (f"GPU-{os.urandom(4).hex()}-{'0000-' * 3}{'0' * 12}" for _ in "ab")
 
@@ -35,7 +36,7 @@ def _version() -> int:
 VERSION = _version()
 pytestmark = [
     pytest.mark.engine,
-    *support.CAN_START_A_DAEMON,
+    *CAN_START_A_DAEMON,
     pytest.mark.skipif(0 < VERSION < 25, reason=f"dockerd {VERSION} has no CDI: 25 or later has"),
 ]
 
@@ -60,7 +61,7 @@ def env(home: Path, nvml_directory: Path, tmp_path: Path) -> Iterator[dict[str, 
     configuration = {"cdi-spec-dirs": [str(place / "cdi")], "features": {"cdi": True}}
     driver = Driver(tmp_path / "driver")
     driver.tell(Gpu(A), Gpu(B))
-    with support.private_daemon(place, configuration):
+    with private_daemon(place, configuration):
         yield {
             "DOCKER_HOST": f"unix://{place}/docker.sock",
             "LD_LIBRARY_PATH": str(nvml_directory),
@@ -74,7 +75,7 @@ def test_the_leased_device_comes_by_cdi(project: Any, env: dict[str, str]) -> No
     import os
     print("SEEN", sorted(n for n in os.listdir("/dev") if "nvidia" in n), os.environ["NVIDIA_VISIBLE_DEVICES"])
     """
-    task = project({"train.py": support.answering(10.0, before=before)})
+    task = project({"train.py": answering(10.0, before=before)})
     task.env |= env
     done = task.run("--json", "--gpus", B)
     assert done.code == 0 and done.record["usage"]["gpu"]["way"] == "cdi", done

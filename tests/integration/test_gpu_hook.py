@@ -1,6 +1,6 @@
 """GPU grants at the boundary, without a GPU: a real dockerd with a recording stand-in for NVIDIA's runtime hook.
 
-The real nvidia-ml-py asks a stand-in libnvidia-ml.so.1 (both stand-ins are in tests/standins).
+The real nvidia-ml-py asks a stand-in libnvidia-ml.so.1 (both stand-ins are in arsandbox_fixtures/nvidia.py).
 
 The hook injects nodes that are /dev/null by another name: what is shown is what the runtime is asked for and what a
 sandbox sees of it, who is refused, and what a run leaves. That CUDA works then is shown on GPU machines alone.
@@ -18,14 +18,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import arsandbox_test_support as support
 import docker
 import pytest
-from arsandbox_test_nvidia import GIB, Driver, Gpu, hook
 
 from arsandbox.sandbox import state
+from arsandbox_fixtures.command_line import arsandbox
+from arsandbox_fixtures.daemon import CAN_START_A_DAEMON, private_daemon
+from arsandbox_fixtures.home import remove_home, session_home
+from arsandbox_fixtures.nvidia import GIB, Driver, Gpu, hook
+from arsandbox_fixtures.task import CONFIG, EVALUATE, answering
+from arsandbox_fixtures.waiting import wait_for
 
-pytestmark = [pytest.mark.engine, *support.CAN_START_A_DAEMON]
+pytestmark = [pytest.mark.engine, *CAN_START_A_DAEMON]
 
 # Leases are of the whole machine: names that no other test run has.
 A, B = (f"GPU-{os.urandom(4).hex()}-{'0000-' * 3}{'0' * 12}" for _ in "ab")
@@ -41,7 +45,7 @@ from arsandbox_box import serve
 
 serve(lambda histories, last: np.full((len(histories), last, 256), -np.log(256.0), "f4"))
 """
-ASKED = support.CONFIG.replace(
+ASKED = CONFIG.replace(
     'command = ["python", "evaluate.py"]', 'gpus = 1\ninterface = "lm"\nserve = ["python", "serve.py"]'
 )
 ASKED += '[evaluate.lm]\ntext = "heldout/text"\ncontext = 16\n'
@@ -75,7 +79,7 @@ def daemon(home: Path) -> Iterator[tuple[Path, docker.DockerClient]]:
     """A dockerd of this module's own, with the recording hook in its PATH and the image `cpu`."""
     place = Path(tempfile.mkdtemp(prefix="ars-gpu-"))
     hook(place)
-    with support.private_daemon(place, {}) as client:
+    with private_daemon(place, {}) as client:
         yield place, client
     for uuid in (A, B):
         (state.machine_locks() / "gpus" / uuid).unlink(missing_ok=True)
@@ -101,7 +105,7 @@ def machine(daemon: tuple[Path, docker.DockerClient], nvml_directory: Path, tmp_
 
 
 def ready(project: Any, machine: Machine, before: str = SEEN, **files: str) -> Any:
-    task = project({"train.py": support.answering(10.0, before=before), **files})
+    task = project({"train.py": answering(10.0, before=before), **files})
     task.env |= machine.env
     return task
 
@@ -152,23 +156,23 @@ def test_several_devices_for_one_run_and_none_without_a_grant(project: Any, mach
 def test_a_lease_dies_with_its_controller_but_not_while_its_sandbox_lives(project: Any, machine: Machine) -> None:
     task = ready(project, machine, before="import time; time.sleep(15)")
     first = task.start("--json", "--gpus", A)
-    support.wait_for(lambda: _training(machine), what="the start of the training")
+    wait_for(lambda: _training(machine), what="the start of the training")
     refused = task.run("--gpus", A)
     assert refused.code == 4 and f"{A}: another run has leased it" in refused.err, refused
     first.process.kill()
     first.wait()
     elsewhere = project(home=Path(tempfile.mkdtemp(prefix="ars-")))
     try:
-        shutil.copy(support.session_home() / "images.json", elsewhere.home / "images.json")
+        shutil.copy(session_home() / "images.json", elsewhere.home / "images.json")
         elsewhere.env |= machine.env
         refused = elsewhere.run("--gpus", A)
         assert refused.code == 4 and "a sandbox that has it is still there" in refused.err, refused
         assert "arsandbox gc" in refused.err
-        swept = support.arsandbox("gc", env=task.env)
+        swept = arsandbox("gc", env=task.env)
         assert swept.code == 0 and "container" in swept.out, swept
         assert elsewhere.run("--gpus", A).code == 0
     finally:
-        support._remove_home(elsewhere.home)
+        remove_home(elsewhere.home)
 
 
 def _training(machine: Machine) -> bool:
@@ -176,13 +180,13 @@ def _training(machine: Machine) -> bool:
 
 
 def test_more_memory_than_the_policy_allows_ends_the_run_as_vram(project: Any, machine: Machine) -> None:
-    config = support.CONFIG + 'vram = "8g"\n'
+    config = CONFIG + 'vram = "8g"\n'
     task = ready(project, machine, before="import time; time.sleep(30)", **{"arsandbox.toml": config})
     began = time.monotonic()
     running = task.start("--json", "--gpus", A)
-    support.wait_for(lambda: _training(machine), what="the start of the training")
+    wait_for(lambda: _training(machine), what="the start of the training")
     machine.driver.tell(Gpu(A, used=9 * GIB), Gpu(B))
-    support.wait_for(lambda: not _training(machine), what="the end of the training", seconds=15)
+    wait_for(lambda: not _training(machine), what="the end of the training", seconds=15)
     machine.driver.tell(Gpu(A), Gpu(B))
     done = running.wait()
     assert done.code == 1 and time.monotonic() - began < 25, done
@@ -194,7 +198,7 @@ def test_more_memory_than_the_policy_allows_ends_the_run_as_vram(project: Any, m
 
 def test_the_doctor_tries_the_very_request_of_a_run(home: Path, machine: Machine) -> None:
     def rows(**env: str) -> dict[str, dict[str, str]]:
-        done = support.arsandbox("doctor", "--gpu", "--json", env=machine.env | env)
+        done = arsandbox("doctor", "--gpu", "--json", env=machine.env | env)
         found = {row["name"]: row for row in json.loads(done.out)}
         assert (done.code == 4) == any(row["status"] == "missing" for row in found.values()), done
         return found
@@ -244,7 +248,7 @@ def test_machines_that_cannot_say_so_in_one_line(project: Any, machine: Machine)
         ({"DOCKER_HOST": os.environ.get("DOCKER_HOST", "")}, "no NVIDIA container toolkit", "nvidia-container-toolkit"),
         ({"DOCKER_HOST": f"unix://{machine.place}/none.sock"}, "no Docker engine answers", "systemctl start docker"),
     ):
-        done = support.arsandbox("run", "--repo", task.path, "--gpus", "1", env={**task.env, **changed})
+        done = arsandbox("run", "--repo", task.path, "--gpus", "1", env={**task.env, **changed})
         lines = done.err.strip().splitlines()
         assert done.code == 4 and said in done.err and helps in done.err and len(lines) <= 2, done
     done = task.run("--gpus", "1", "--engine", "embedded")
@@ -254,8 +258,8 @@ def test_machines_that_cannot_say_so_in_one_line(project: Any, machine: Machine)
 def test_the_evaluation_gets_exactly_its_own_device_and_training_without_one_none(
     project: Any, machine: Machine
 ) -> None:
-    config = support.CONFIG.replace("[evaluate]\n", "[evaluate]\ngpus = 1\n")
-    task = ready(project, machine, **{"arsandbox.toml": config, "evaluate.py": SEEN + support.EVALUATE})
+    config = CONFIG.replace("[evaluate]\n", "[evaluate]\ngpus = 1\n")
+    task = ready(project, machine, **{"arsandbox.toml": config, "evaluate.py": SEEN + EVALUATE})
     refused = task.run("--engine", "embedded")
     assert refused.code == 4 and "the embedded engine grants no GPUs" in refused.err, refused
     assert "[evaluate] gpus = 0" in refused.err and not task.cli("history", "--json").out.strip("[]\n")

@@ -25,10 +25,10 @@ from arsandbox.images.recipe import Recipe, load_recipe
 from arsandbox.images.rootfs import build_rootfs
 from arsandbox.images.tarlayer import tree_members, with_parents, write_layer
 from arsandbox.images.wheels import packages_folder, platforms
+from arsandbox_fixtures.places import ROOT
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
 
-REPOSITORY = Path(__file__).parents[2]
 # Its own variable gives it an ID of its own: these tests remove it, and others run the image `cpu` meanwhile.
 _CPU = load_recipe("cpu")
 RECIPE = _CPU.model_copy(update={"environment": {**_CPU.environment, "ARSANDBOX_TEST_BUILD": os.urandom(8).hex()}})
@@ -189,7 +189,7 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("context")
     (folder / "images" / "cpu").mkdir(parents=True)
     for name in ("Dockerfile.train", ".dockerignore", "images/cpu/requirements.lock"):
-        shutil.copy(REPOSITORY / name, folder / name)
+        shutil.copy(ROOT / name, folder / name)
     return folder
 
 

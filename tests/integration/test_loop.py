@@ -8,9 +8,14 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import arsandbox_test_support as support
 import pytest
-from arsandbox_test_support import CONFIG, TRAIN, answering
+
+from arsandbox_fixtures.command_line import arsandbox, start
+from arsandbox_fixtures.docker_engine import containers
+from arsandbox_fixtures.leftovers import leftovers
+from arsandbox_fixtures.places import EXAMPLES
+from arsandbox_fixtures.task import CONFIG, TRAIN, answering
+from arsandbox_fixtures.waiting import wait_for
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(280)]
 
@@ -34,7 +39,7 @@ def queue(task: Any, tmp_path: Path, texts: dict[str, str]) -> Path:
 
 def loop(task: Any, place: Path, *arguments: str, **options: Any) -> Any:
     propose = ["--propose", f"patches:{place}", "--tag", task.tag, "--json", "--repo", task.path]
-    return support.arsandbox("loop", *propose, *arguments, env={**task.env, **options.pop("env", {})}, **options)
+    return arsandbox("loop", *propose, *arguments, env={**task.env, **options.pop("env", {})}, **options)
 
 
 def documents(done: Any) -> list[dict[str, Any]]:
@@ -48,7 +53,7 @@ def check_whole(task: Any) -> None:
     branch = f"arsandbox/{task.tag}"
     listed = task.git("rev-list", "--reverse", f"main..{branch}") if promoted else ""
     assert listed.split() == promoted
-    assert support.leftovers(task.home) == []
+    assert leftovers(task.home) == []
 
 
 def test_a_queue_with_one_true_improvement_promotes_exactly_that_one(project: Any, tmp_path: Path) -> None:
@@ -129,7 +134,7 @@ def test_one_experiment_of_what_a_command_proposes(project: Any) -> None:
 def test_ctrl_c_while_one_edit_is_proposed(project: Any) -> None:
     task = project()
     running = task.start("--propose", "sleep 60")
-    support.wait_for(lambda: support.containers(task.home), what="the proposer's sandbox")
+    wait_for(lambda: containers(task.home), what="the proposer's sandbox")
     running.process.send_signal(signal.SIGINT)
     done = running.wait()
     assert done.code == 130 and "Traceback" not in done.err, done
@@ -157,10 +162,10 @@ def test_one_signal_finishes_the_round_two_end_it(project: Any, tmp_path: Path) 
     # Either may train first, and ends well.
     place = queue(task, tmp_path, {str(n): answering(n, before="import time; time.sleep(4)") for n in (9, 8)})
     assert task.run("--json").record["verdict"] == "baseline"
-    running = support.start(
+    running = start(
         "loop", "--propose", f"patches:{place}", "--tag", task.tag, "--json", "--repo", task.path, env=task.env
     )
-    support.wait_for(lambda: support.containers(task.home), what="the first round")
+    wait_for(lambda: containers(task.home), what="the first round")
     running.process.send_signal(signal.SIGINT)
     first = running.process.stdout.readline() if running.process.stdout else ""
     assert json.loads(first)["verdict"] == "keep"
@@ -196,7 +201,7 @@ def test_a_loop_goes_on_under_a_proposer_that_attacks(project: Any) -> None:
     task = project()
     program = f"import os; exec({[attack for attack, _ in ATTACKS]!r}[int(os.environ['ARSANDBOX_ROUND']) - 1])"
     before = task.git("status", "--porcelain")
-    done = support.arsandbox(
+    done = arsandbox(
         "loop", "--propose", shlex.join(["python", "-c", program]), "--tag", task.tag, "--json", "--repo", task.path,
         "-n", str(len(ATTACKS)), "--failures", "20", "--propose-timeout", "5s", env=task.env, timeout=250,
     )  # fmt: skip
@@ -218,11 +223,11 @@ def test_a_loop_goes_on_under_a_proposer_that_attacks(project: Any) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_a_sweep_finds_a_true_improvement_of_the_example(project: Any) -> None:
-    files = {path.name: path.read_text() for path in (support.EXAMPLES / "tiny-lm").iterdir() if path.is_file()}
+    files = {path.name: path.read_text() for path in (EXAMPLES / "tiny-lm").iterdir() if path.is_file()}
     # A fixed number of steps: what a budget of seconds gives depends on what else runs on the machine.
     config = files["arsandbox.toml"].replace('"greedy"', '"confirm"') + '[environment]\nTINY_LM_STEPS = "300"\n'
     task = project({**files, "arsandbox.toml": config})
-    done = support.arsandbox(
+    done = arsandbox(
         "loop", "--propose", "sweep", "-n", "12", "--tag", task.tag, "--json", "--repo", task.path, "--budget", "2m",
         env=task.env, timeout=1400,
     )  # fmt: skip
@@ -238,7 +243,7 @@ def test_a_sweep_finds_a_true_improvement_of_the_example(project: Any) -> None:
     branch = won[0]["promotion"]["ref"].removeprefix("refs/heads/")
     assert task.git("rev-list", "--count", f"main..{branch}") == str(len(won))
     task.verify()
-    assert support.leftovers(task.home) == []
+    assert leftovers(task.home) == []
 
 
 STEPS = [

@@ -9,9 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import arsandbox_test_support as support
 import pytest
-from arsandbox_test_support import answering
+
+from arsandbox_fixtures.command_line import driven
+from arsandbox_fixtures.leftovers import leftovers
+from arsandbox_fixtures.task import answering
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(180)]
 
@@ -197,7 +199,7 @@ def test_two_runs_at_once_both_end_properly(project: Any) -> None:
     assert tip.strip() == "loss=1.000000", "the better of the two is the champion, whoever was faster"
     promoted = [r["promotion"]["commit"] for r in records.values() if r["promotion"]]
     assert sorted(promoted) == sorted(task.git("rev-list", "main..arsandbox/t").split())
-    assert support.leftovers() == []
+    assert leftovers() == []
 
 
 def test_a_slow_loser_is_not_promoted_over_a_faster_winner(project: Any) -> None:
@@ -243,9 +245,7 @@ def test_the_loser_of_the_compare_and_swap_is_decided_again(project: Any, rival_
     rival = task.commit({"train.py": answering(rival_answer)}, "rival")
     task.git("reset", "-q", "--hard", base)
     edit = task.patch(answering(5))
-    done = support.driven(
-        DRIVER, [rival, "run", "--repo", task.path, "--tag", "t", "--patch", edit, "--json"], task.env
-    )
+    done = driven(DRIVER, [rival, "run", "--repo", task.path, "--tag", "t", "--patch", edit, "--json"], task.env)
     assert done.code == 0, done
     record = done.record
     assert record["verdict"] == verdict, done
@@ -256,7 +256,7 @@ def test_the_loser_of_the_compare_and_swap_is_decided_again(project: Any, rival_
     else:
         assert record["promotion"]["commit"] == tip and task.git("rev-parse", f"{tip}^") == rival
     task.verify()
-    assert support.leftovers() == []
+    assert leftovers() == []
 
 
 def test_a_branch_deleted_by_the_user_is_made_anew(project: Any) -> None:

@@ -12,10 +12,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import arsandbox_test_support as support
 import pytest
-from arsandbox_test_support import answering
 from testcontainers.core.container import DockerContainer
+
+from arsandbox.sandbox.workspace.overlay import unmount_below
+from arsandbox_fixtures.command_line import arsandbox, driven
+from arsandbox_fixtures.docker_engine import containers, volumes
+from arsandbox_fixtures.home import new_home, remove_home
+from arsandbox_fixtures.image import image_digest
+from arsandbox_fixtures.leftovers import leftovers
+from arsandbox_fixtures.task import answering
+from arsandbox_fixtures.waiting import wait_for
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(180)]
 
@@ -25,13 +32,13 @@ SLOW = answering(5, before="import time; time.sleep(60)")
 @pytest.fixture
 def own_home(home: Path) -> Iterator[Path]:
     """A state directory of this test alone, so that gc has only this test's leftovers to find."""
-    path = support.new_home()
+    path = new_home()
     yield path
-    for one in support.containers(path):
+    for one in containers(path):
         one.remove(force=True, v=True)
-    for one in support.volumes(path):
+    for one in volumes(path):
         one.remove(force=True)
-    support._remove_home(path)
+    remove_home(path)
 
 
 def training(project: Any, home: Path, *options: str) -> tuple[Any, Any, Any]:
@@ -48,7 +55,7 @@ def killed(running: Any) -> None:
 
 
 def gc(home: Path) -> list[str]:
-    done = support.arsandbox("gc", "--json", env={"ARSANDBOX_HOME": str(home)})
+    done = arsandbox("gc", "--json", env={"ARSANDBOX_HOME": str(home)})
     assert done.code == 0, done
     removed = json.loads(done.out)["removed"]
     assert isinstance(removed, list)
@@ -63,10 +70,10 @@ def test_gc_after_a_kill(project: Any, own_home: Path) -> None:
     killed(running)
     container.reload()
     assert container.status == "running", "the kill came too late to test anything"
-    assert support.leftovers(own_home)
+    assert leftovers(own_home)
 
     removed = gc(own_home)
-    assert support.leftovers(own_home) == []
+    assert leftovers(own_home) == []
     for kind in ("container", "volume", "directory", "experiment"):
         assert any(line.startswith(kind) for line in removed), (kind, removed)
     last = task.history()[-1]
@@ -83,20 +90,20 @@ def test_the_next_run_repairs_by_itself(project: Any, own_home: Path) -> None:
     assert done.record["verdict"] == "keep", done
     assert "cleaned up after a dead controller" in done.err
     assert [r["verdict"] for r in task.history()] == ["baseline", "interrupted", "keep"]
-    assert support.leftovers(own_home) == []
+    assert leftovers(own_home) == []
     task.verify()
 
 
 def test_a_kill_while_the_evaluation_runs(project: Any, own_home: Path) -> None:
     task = project({"evaluate.py": "import time; time.sleep(60)\n"}, home=own_home)
     running = task.start()
-    support.wait_for(
-        lambda: any("-evaluate-" in c.name and c.status == "running" for c in support.containers(own_home)),
+    wait_for(
+        lambda: any("-evaluate-" in c.name and c.status == "running" for c in containers(own_home)),
         what="the start of the evaluation",
     )
     killed(running)
     gc(own_home)
-    assert support.leftovers(own_home) == []
+    assert leftovers(own_home) == []
     assert [r["verdict"] for r in task.history()] == ["interrupted"]
 
 
@@ -123,7 +130,7 @@ def test_an_interrupted_run(project: Any, own_home: Path, number: signal.Signals
     assert done.code == 130, done
     assert "Traceback" not in done.err and "interrupted" in done.err
     assert len(done.out.splitlines()) == 1 and json.loads(done.out)["error"]["exit_code"] == 130
-    assert support.leftovers(own_home) == []
+    assert leftovers(own_home) == []
     last = task.history()[-1]
     assert (last["verdict"], last["id"]) == ("interrupted", container.labels["arsandbox.experiment"])
     assert gc(own_home) == []
@@ -140,7 +147,7 @@ def test_two_interrupts_in_a_row(project: Any, own_home: Path) -> None:
     assert done.code in (130, -signal.SIGINT), done  # the last one may hit the interpreter's own end
     assert "Traceback" not in done.err
     gc(own_home)
-    assert support.leftovers(own_home) == []
+    assert leftovers(own_home) == []
     assert task.history()[-1]["verdict"] == "interrupted"
 
 
@@ -148,10 +155,10 @@ def test_gc_touches_nobody_else(project: Any, own_home: Path, home: Path) -> Non
     """A living run of ours, one of another state directory, and a container that has nothing to do with us."""
     gc(home)  # what failures of other tests may have left
     task, running, container = training(project, own_home)
-    other_home = support.new_home()
+    other_home = new_home()
     other, other_running, other_container = training(project, other_home)
     strangers = [
-        DockerContainer(support.image_digest()).with_command(["sleep", "100"]).with_kwargs(labels=labels)
+        DockerContainer(image_digest()).with_command(["sleep", "100"]).with_kwargs(labels=labels)
         for labels in ({}, {"arsandbox.image": "cpu", "other": "label"})
     ]
     try:
@@ -164,7 +171,7 @@ def test_gc_touches_nobody_else(project: Any, own_home: Path, home: Path) -> Non
         assert task.history()[-1]["verdict"] == other.history()[-1]["verdict"] == "baseline"
         killed(running)
         assert any(line.startswith("container") for line in gc(own_home))
-        assert support.leftovers(own_home) == []
+        assert leftovers(own_home) == []
         other_container.reload()
         assert other_container.status == "running"
     finally:
@@ -172,7 +179,7 @@ def test_gc_touches_nobody_else(project: Any, own_home: Path, home: Path) -> Non
             one.stop()
         other_running.process.send_signal(signal.SIGINT)
         assert other_running.wait(30).code == 130
-        assert support.leftovers(other_home) == []
+        assert leftovers(other_home) == []
         shutil.rmtree(other_home)
 
 
@@ -191,11 +198,11 @@ def test_an_engine_object_without_a_run_directory(project: Any, own_home: Path) 
     """The state directory was removed under a run: the labels are enough."""
     task, running, container = training(project, own_home)
     killed(running)
-    support.unmount_below(own_home)
+    unmount_below(own_home)
     shutil.rmtree(task.state())
     removed = gc(own_home)
     assert f"container {container.name}" in removed
-    assert support.leftovers(own_home) == []
+    assert leftovers(own_home) == []
 
 
 # --- between the intent and the update of the ref ---------------------------------------------------------
@@ -223,7 +230,7 @@ def half_promoted(project: Any, home: Path, mode: str) -> tuple[Any, Any]:
     task = project(home=home)
     assert task.run("--json").code == 0
     arguments = [mode, "run", "--repo", task.path, "--tag", "t", "--patch", task.patch(answering(5)), "--json"]
-    return task, support.driven(DRIVER, arguments, task.env)
+    return task, driven(DRIVER, arguments, task.env)
 
 
 @pytest.mark.parametrize(("mode", "how"), [("before", "gc"), ("after", "run")])
@@ -243,7 +250,7 @@ def test_a_promotion_is_completed_exactly_once(project: Any, own_home: Path, mod
     assert gc(own_home) == []
     assert len([r for r in task.history() if r["verdict"] == "keep"]) == 1
     assert len(task.git("reflog", "show", "arsandbox/t").splitlines()) == 1
-    assert support.leftovers(own_home) == []
+    assert leftovers(own_home) == []
     task.verify()
 
 
@@ -298,10 +305,10 @@ def test_what_another_engine_left(project: Any, own_home: Path, monkeypatch: pyt
     assert run.name == container.labels["arsandbox.experiment"]
     away = {"ARSANDBOX_HOME": str(own_home), "DOCKER_HOST": "unix:///nonexistent/docker.sock"}
     for _ in range(2):
-        done = support.arsandbox("gc", "--engine", "embedded", "--json", env=away)
+        done = arsandbox("gc", "--engine", "embedded", "--json", env=away)
         assert done.code == 0 and "left on the engine docker" in done.out, done
     assert task.history()[-1]["verdict"] == "interrupted" and run.exists()
     monkeypatch.setenv("ARSANDBOX_HOME", str(own_home))
     recovery.recover(run.parents[1], open_engine("embedded"))
-    assert support.leftovers(own_home) == []
+    assert leftovers(own_home) == []
     task.verify()

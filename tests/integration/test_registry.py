@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import arsandbox_test_support as support
 import docker.errors
 import pip
 import pytest
@@ -32,6 +31,12 @@ from arsandbox.images.wheels import packages_folder
 from arsandbox.sandbox.engines.docker import exchange
 from arsandbox.sandbox.engines.registry import open_engine
 from arsandbox.sandbox.errors import MachineError
+from arsandbox_fixtures.command_line import arsandbox
+from arsandbox_fixtures.docker_engine import docker_client
+from arsandbox_fixtures.home import new_home
+from arsandbox_fixtures.image import image_digest
+from arsandbox_fixtures.task import TRAIN
+from arsandbox_fixtures.waiting import wait_for
 
 PROGRAM = shutil.which("docker-registry", path=f"{os.environ['PATH']}:{Path(sys.prefix) / 'bin'}")
 pytestmark = [
@@ -51,7 +56,7 @@ class Registry:
 
     def push(self, digest: str, name: str) -> str:
         """Push the engine's image `digest`; returns its reference by digest. Fails the test if that fails."""
-        client = support.docker_client()
+        client = docker_client()
         client.images.get(digest).tag(f"{self.address}/{name}", "latest")
         try:
             lines = list(client.api.push(f"{self.address}/{name}", tag="latest", stream=True, decode=True))
@@ -98,7 +103,7 @@ def started(place: Path) -> Iterator[Registry]:
                 return bool(answer.status == 200)
             return False
 
-        support.wait_for(answers, what="the registry's answer")
+        wait_for(answers, what="the registry's answer")
         yield Registry(f"127.0.0.1:{port}", place / "storage", process)
     finally:
         process.terminate()
@@ -119,7 +124,7 @@ def small_image(place: Path, *, volumes: bool = False) -> str:
     digest = open_engine("docker").load_image(archive.stream())
     if not volumes:
         return digest
-    container = support.docker_client().containers.create(digest, ["x"])
+    container = docker_client().containers.create(digest, ["x"])
     committed = container.commit(changes=["VOLUME /data"])
     container.remove()
     return str(committed.id)
@@ -127,7 +132,7 @@ def small_image(place: Path, *, volumes: bool = False) -> str:
 
 def forget(digest: str) -> None:
     """Remove an image and what was built on it; the rest of a tree without names goes with its last child."""
-    client = support.docker_client()
+    client = docker_client()
     for child in [one["Id"] for one in client.api.images(all=True) if one["ParentId"] == digest]:
         forget(child)
     with contextlib.suppress(docker.errors.ImageNotFound):
@@ -138,7 +143,7 @@ def test_a_pull_by_digest_brings_the_very_image(home: Path, registry: Registry, 
     digest = small_image(tmp_path)
     reference = registry.push(digest, "own/small")
     forget(digest)
-    found = exchange.pull(support.docker_client(), reference)
+    found = exchange.pull(docker_client(), reference)
     assert (found.digest, found.system, found.volumes) == (digest, "linux", ())
     assert open_engine("docker").has_image(digest)
     forget(digest)
@@ -149,7 +154,7 @@ def test_a_digest_that_the_registry_lacks_is_not_asked_for_again(
 ) -> None:
     caplog.set_level(logging.INFO, exchange.__name__)
     with pytest.raises(MachineError, match="is not in its registry"):
-        exchange.pull(support.docker_client(), f"{registry.address}/own/small@sha256:{'0' * 64}")
+        exchange.pull(docker_client(), f"{registry.address}/own/small@sha256:{'0' * 64}")
     assert not caplog.records
 
 
@@ -165,7 +170,7 @@ def test_a_corrupted_blob_is_never_an_image(
     data[len(data) // 2] ^= 1
     blob.write_bytes(data)
     with pytest.raises(MachineError, match=rf"cannot pull .*{reference[-12:]} \(3 tries\)"):
-        exchange.pull(support.docker_client(), reference)
+        exchange.pull(docker_client(), reference)
     assert len(caplog.records) == exchange.TRIES - 1
     assert not open_engine("docker").has_image(digest)
 
@@ -176,7 +181,7 @@ def test_a_dead_registry_is_given_up_on(home: Path, tmp_path: Path, caplog: pyte
         reference = f"{running.address}/own/small@sha256:{'0' * 64}"
     began = time.monotonic()
     with pytest.raises(MachineError, match=r"cannot pull .* \(3 tries\).*refused") as caught:
-        exchange.pull(support.docker_client(), reference)
+        exchange.pull(docker_client(), reference)
     assert time.monotonic() - began < 60
     assert len(caplog.records) == exchange.TRIES - 1
     assert caught.value.exit_code == 4 and "is the registry up" in caught.value.hint
@@ -184,13 +189,13 @@ def test_a_dead_registry_is_given_up_on(home: Path, tmp_path: Path, caplog: pyte
 
 def test_an_image_of_ones_own_runs_by_its_digest(home: Path, project: Any, registry: Registry, tmp_path: Path) -> None:
     """`image add`, a run in it, `lock`, and what a changed pin does to a locked project."""
-    digest = support.image_digest()
+    digest = image_digest()
     reference = registry.push(digest, "own/base")
     task = project()
-    env = {**task.env, "ARSANDBOX_HOME": str(support.new_home())}
+    env = {**task.env, "ARSANDBOX_HOME": str(new_home())}
     task.env, task.home = env, Path(env["ARSANDBOX_HOME"])
     try:
-        added = support.arsandbox("image", "add", "mine", reference, "--json", env=env)
+        added = arsandbox("image", "add", "mine", reference, "--json", env=env)
         assert added.code == 0, added
         assert added.record["digest"] == digest and added.record["reference"] == reference
         done = task.run("--json", "--image", "mine")
@@ -200,14 +205,14 @@ def test_an_image_of_ones_own_runs_by_its_digest(home: Path, project: Any, regis
         unlocked = task.commit({"arsandbox.lock": '{"version": 1, "images": {}}'}, "a lock of nothing")
         refused = task.run("--image", "mine")
         assert refused.code == 3 and "does not lock the image 'mine'" in refused.err, refused
-        written = support.arsandbox("image", "lock", "mine", "--repo", task.path, env=env)
+        written = arsandbox("image", "lock", "mine", "--repo", task.path, env=env)
         assert written.code == 0 and written.out == f"mine {digest}\n", written
         lock = json.loads((task.path / "arsandbox.lock").read_text())["images"]["mine"]
         assert (lock["digest"], lock["reference"]) == (digest, reference)
         task.git("commit", "-qam", "lock")
         assert task.git("rev-parse", "HEAD") != unlocked
         assert task.run("--image", "mine").code == 0
-        assert support.arsandbox("image", "verify", "--repo", task.path, env=env).code == 0
+        assert arsandbox("image", "verify", "--repo", task.path, env=env).code == 0
 
         # Somebody lets the name stand for something else.
         catalogue = task.home / "images.json"
@@ -215,12 +220,12 @@ def test_an_image_of_ones_own_runs_by_its_digest(home: Path, project: Any, regis
         refused = task.run("--image", "mine")
         assert refused.code == 3 and f"arsandbox.lock at {task.git('rev-parse', 'HEAD')[:12]} says" in refused.err
         assert "fix: build or add the locked one, or accept this one: arsandbox image lock mine" in refused.err
-        verified = support.arsandbox("image", "verify", "--repo", task.path, "--json", env=env)
+        verified = arsandbox("image", "verify", "--repo", task.path, "--json", env=env)
         assert verified.code == 3 and json.loads(verified.out)[0]["standing"] == "drifted", verified
     finally:
         shutil.rmtree(task.home, ignore_errors=True)
         with contextlib.suppress(docker.errors.ImageNotFound):
-            support.docker_client().images.remove(reference)  # its name alone: others run the image
+            docker_client().images.remove(reference)  # its name alone: others run the image
 
 
 def test_what_cannot_be_added(home: Path, registry: Registry, tmp_path: Path) -> None:
@@ -230,35 +235,35 @@ def test_what_cannot_be_added(home: Path, registry: Registry, tmp_path: Path) ->
         ("../x", f"{registry.address}/own/small@sha256:{'0' * 64}", 2, "not usable"),
         ("mine", f"{registry.address}/own/small@sha256:{'0' * 64}", 4, "is not in its registry"),
     ):
-        done = support.arsandbox("image", "add", name, reference)
+        done = arsandbox("image", "add", name, reference)
         assert done.code == code and said in done.err, done
     digest = small_image(tmp_path, volumes=True)
     reference = registry.push(digest, "own/volumes")
-    done = support.arsandbox("image", "add", "mine", reference)
+    done = arsandbox("image", "add", "mine", reference)
     assert done.code == 3 and "declares volumes (/data)" in done.err, done
     forget(digest)
 
 
 def test_verify_finds_a_layer_that_was_changed_below_the_engine(home: Path, tmp_path: Path) -> None:
     digest = small_image(tmp_path)
-    own_home = support.new_home()
+    own_home = new_home()
     env = {"ARSANDBOX_HOME": str(own_home)}
     built = BuiltImage(
         name="mine", digest=digest, size_bytes=1, recipe_sha256="", packages=(), built_seconds=1, reference="r"
     )
     Catalogue(own_home / "images.json").pin(built)
     try:
-        done = support.arsandbox("image", "verify", "mine", "--repo", tmp_path, env=env)
+        done = arsandbox("image", "verify", "mine", "--repo", tmp_path, env=env)
         assert done.code == 0 and "ok" in done.out, done
-        upper = Path(support.docker_client().images.get(digest).attrs["GraphDriver"]["Data"]["UpperDir"])
+        upper = Path(docker_client().images.get(digest).attrs["GraphDriver"]["Data"]["UpperDir"])
         if not os.access(upper, os.W_OK):
             pytest.skip("the engine's storage cannot be written by this user")
         with (upper / "random").open("r+b") as file:
             file.write(b"changed")
-        done = support.arsandbox("image", "verify", "mine", "--repo", tmp_path, "--json", env=env)
+        done = arsandbox("image", "verify", "mine", "--repo", tmp_path, "--json", env=env)
         assert done.code == 3 and json.loads(done.out)[0]["standing"] == "damaged", done
         forget(digest)
-        done = support.arsandbox("image", "verify", "mine", "--repo", tmp_path, "--json", env=env)
+        done = arsandbox("image", "verify", "mine", "--repo", tmp_path, "--json", env=env)
         assert done.code == 4 and json.loads(done.out)[0]["standing"] == "missing", done
     finally:
         forget(digest)
@@ -269,7 +274,7 @@ def test_verify_finds_a_layer_that_was_changed_below_the_engine(home: Path, tmp_
 @pytest.mark.skipif(os.environ.get("ARSANDBOX_TEST_ALL") != "1", reason="ARSANDBOX_TEST_ALL=1 runs slow tests")
 def test_wheels_are_installed_on_a_base_that_was_pulled(home: Path, project: Any, registry: Registry) -> None:
     """`image build NAME --from REF`, on a base with Python and pip: what python:slim is elsewhere."""
-    support.image_digest()
+    image_digest()
     cache = Path(os.environ["ARSANDBOX_TEST_LAYERS"])
     made = [Layer.model_validate_json(path.read_bytes()) for path in cache.glob("*.json")]
     rootfs = next(one for one in made if "libc6" in dict(one.packages))
@@ -288,16 +293,14 @@ def test_wheels_are_installed_on_a_base_that_was_pulled(home: Path, project: Any
     )  # fmt: skip
     base = open_engine("docker").load_image(archive.stream())
     reference = registry.push(base, "own/python")
-    own_home = support.new_home()
+    own_home = new_home()
     task = project()
     task.env, task.home = {"ARSANDBOX_HOME": str(own_home)}, own_home
     try:
-        built = support.arsandbox("image", "build", "cpu", "--from", reference, "--json", env=task.env, timeout=200)
+        built = arsandbox("image", "build", "cpu", "--from", reference, "--json", env=task.env, timeout=200)
         assert built.code == 0, built
         assert built.record["reference"] == reference and built.record["digest"] != base
-        task.commit(
-            {"train.py": "import numpy\n" + support.TRAIN + "    assert numpy.__file__.startswith('/opt/train/')\n"}
-        )
+        task.commit({"train.py": "import numpy\n" + TRAIN + "    assert numpy.__file__.startswith('/opt/train/')\n"})
         done = task.run("--json")
         assert done.code == 0, done
         assert done.record["image"]["digest"] == built.record["digest"]

@@ -14,11 +14,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import arsandbox_test_support as support
 import numpy as np
 import pytest
-from arsandbox_test_support import CONFIG, answering
 from scipy import stats
+
+from arsandbox_fixtures.command_line import driven, start
+from arsandbox_fixtures.docker_engine import docker_client
+from arsandbox_fixtures.home import new_home
+from arsandbox_fixtures.image import image_digest
+from arsandbox_fixtures.leftovers import leftovers
+from arsandbox_fixtures.places import EXAMPLES
+from arsandbox_fixtures.projects import Project
+from arsandbox_fixtures.task import CONFIG, answering
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 RESTING = {"agrees", "disagrees"}
@@ -57,7 +64,7 @@ def added(file: Path, content: str) -> Iterator[None]:
 
 
 def tiny_lm(extra: str) -> dict[str, str]:
-    source = support.EXAMPLES / "tiny-lm"
+    source = EXAMPLES / "tiny-lm"
     files = {str(p.relative_to(source)): p.read_text() for p in source.iterdir() if p.is_file()}
     files["arsandbox.toml"] += extra
     return files
@@ -69,10 +76,10 @@ def tiny_lm(extra: str) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def trained(home: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """tiny-lm with a fixed number of steps: the task, its baseline and its promoted winner."""
-    support.image_digest()
+    image_digest()
     files = tiny_lm('\n[environment]\nTINY_LM_STEPS = "60"\n')
-    task = support.Project.create(tmp_path_factory.mktemp("rerun") / "tiny-lm", files)
-    done = task.run("--json", "--patch", support.EXAMPLES / "tiny-lm-edits" / "winner.patch")
+    task = Project.create(tmp_path_factory.mktemp("rerun") / "tiny-lm", files)
+    done = task.run("--json", "--patch", EXAMPLES / "tiny-lm-edits" / "winner.patch")
     assert done.code == 0, done
     baseline, winner = task.history()
     assert (baseline["verdict"], winner["verdict"]) == ("baseline", "keep")
@@ -99,7 +106,7 @@ def test_a_fixed_seed_gives_the_same_artifacts(trained: Any) -> None:
     assert task.branches() == before
     assert task.history()[-1] == again
     task.verify()
-    assert support.leftovers() == []
+    assert leftovers() == []
 
 
 def test_a_rerun_s_record_tells_of_the_rerun(trained: Any) -> None:
@@ -164,7 +171,7 @@ def refused(task: Any, identity: str, *arguments: str, code: int, words: str) ->
     lines = [line for line in done.err.splitlines() if line.startswith("arsandbox: ")]
     assert len(lines) == 1 and re.search(words, lines[0]), done.err
     assert [r for r in task.history() if r["verdict"] in RESTING] == before
-    assert support.leftovers() == []
+    assert leftovers() == []
 
 
 def test_a_changed_patch_is_refused(trained: Any) -> None:
@@ -380,7 +387,7 @@ def test_on_another_processor_only_differences_are_compared(project: Any) -> Non
     baseline = task.history()[0]
 
     def elsewhere(*arguments: str) -> Any:
-        return support.driven(ELSEWHERE, ["rerun", *arguments, "--json", "--repo", task.path], task.env)
+        return driven(ELSEWHERE, ["rerun", *arguments, "--json", "--repo", task.path], task.env)
 
     for recorded in (winner, loser):
         for mode in ("--statistical", None):
@@ -401,14 +408,14 @@ def test_on_another_processor_only_differences_are_compared(project: Any) -> Non
 
 def test_an_image_that_is_gone_is_said(project: Any, tmp_path: Path) -> None:
     """The recorded digest is what runs, whatever the name means by now."""
-    client = support.docker_client()
-    source = support.image_digest()
+    client = docker_client()
+    source = image_digest()
     container = client.containers.create(source, ["true"])
     try:
         other = container.commit(changes="LABEL arsandbox.test=other").id
     finally:
         container.remove()
-    home = support.new_home()
+    home = new_home()
     try:
         images = home / "images.json"
         images.write_text(images.read_text().replace(source, other))
@@ -421,7 +428,7 @@ def test_an_image_that_is_gone_is_said(project: Any, tmp_path: Path) -> None:
         done = rerun(task, recorded["id"], "--exact")
         assert done.code == 4 and "not in the engine" in done.err and other[:19] in done.err, done
         assert [r["verdict"] for r in task.history()] == ["baseline", "agrees"]
-        assert support.leftovers(home) == []
+        assert leftovers(home) == []
     finally:
         if any(image.id == other for image in client.images.list()):
             client.images.remove(other, force=True)
@@ -431,7 +438,7 @@ def test_an_image_that_is_gone_is_said(project: Any, tmp_path: Path) -> None:
 def test_a_rerun_that_is_interrupted_leaves_a_record_and_nothing_else(project: Any) -> None:
     task = project({"train.py": answering(10, before="import time; time.sleep(4)")})
     recorded = task.run("--json").record
-    running = support.start("rerun", recorded["id"], "--repo", task.path, env=task.env)
+    running = start("rerun", recorded["id"], "--repo", task.path, env=task.env)
     task.wait_for_training()
     running.process.send_signal(signal.SIGINT)
     done = running.wait()
@@ -439,7 +446,7 @@ def test_a_rerun_that_is_interrupted_leaves_a_record_and_nothing_else(project: A
     last = task.history()[-1]
     assert (last["verdict"], last["metric"]["value"], last["promotion"]) == ("interrupted", None, None)
     assert last["id"] != recorded["id"]
-    assert support.leftovers() == []
+    assert leftovers() == []
     task.verify()
 
 
@@ -465,7 +472,7 @@ main()
 
 def quietly(task: Any, arguments: Sequence[str | Path]) -> dict[str, Any]:
     """A run on a machine that is not disturbed."""
-    done = support.driven(QUIET, arguments, task.env)
+    done = driven(QUIET, arguments, task.env)
     assert done.code == 0, done
     return dict(done.record)
 
@@ -525,7 +532,7 @@ def test_a_rerun_on_a_disturbed_machine_compares_nothing(project: Any) -> None:
         done = rerun(task, recorded["id"], "--exact")
     assert done.code == 4 and "too disturbed to compare" in done.err, done
     assert [r["verdict"] for r in task.history()] == ["baseline", "interrupted"]
-    assert support.leftovers() == []
+    assert leftovers() == []
 
 
 def test_without_bounds_conditions_are_recorded_and_bind_nothing(project: Any) -> None:

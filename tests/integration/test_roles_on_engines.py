@@ -8,9 +8,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import arsandbox_test_support as support
 import numpy as np
 import pytest
+
+from arsandbox_fixtures.docker_engine import containers, volumes
+from arsandbox_fixtures.home import new_home, remove_home
+from arsandbox_fixtures.leftovers import leftovers
+from arsandbox_fixtures.waiting import wait_for
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(180)]
 
@@ -140,13 +144,13 @@ def test_a_token_model_is_scored_in_bits_per_byte(project: Callable[..., Any], e
 @pytest.fixture
 def own_home(home: Path) -> Iterator[Path]:
     """A state directory of this test alone."""
-    path = support.new_home()
+    path = new_home()
     yield path
-    for one in support.containers(path):
+    for one in containers(path):
         one.remove(force=True, v=True)
-    for one in support.volumes(path):
+    for one in volumes(path):
         one.remove(force=True)
-    support._remove_home(path)
+    remove_home(path)
 
 
 def evaluating(project: Callable[..., Any], home: Path) -> tuple[Any, Any]:
@@ -158,10 +162,10 @@ def evaluating(project: Callable[..., Any], home: Path) -> tuple[Any, Any]:
     running = made.start("--json")
 
     def both() -> bool:
-        names = [one.name for one in support.containers(home) if one.status == "running"]
+        names = [one.name for one in containers(home) if one.status == "running"]
         return all(any(f"-{stage}-" in name for name in names) for stage in ("model", "score"))
 
-    support.wait_for(both, seconds=60, what="the evaluation")
+    wait_for(both, seconds=60, what="the evaluation")
     return made, running
 
 
@@ -174,13 +178,13 @@ def test_an_evaluation_whose_controller_ends_leaves_nothing(
     done = running.wait(30)
     if number == signal.SIGINT:
         assert (done.code, json.loads(done.out)["error"]["exit_code"]) == (130, 130), done
-        assert support.leftovers(own_home) == []
+        assert leftovers(own_home) == []
     else:
-        assert len(support.containers(own_home)) == 2, "the kill came too late to test anything"
+        assert len(containers(own_home)) == 2, "the kill came too late to test anything"
     made.git("checkout", "-q", "--", "serve.py")
     again = made.run_train(TRAIN.replace("0.1", "0.001"))  # the next start repairs what is left
     assert again.record["verdict"] == "keep", again
     assert ("cleaned up after a dead controller" in again.err) == (number == signal.SIGKILL), again.err
     assert [record["verdict"] for record in made.history()] == ["baseline", "interrupted", "keep"]
-    assert support.leftovers(own_home) == []
+    assert leftovers(own_home) == []
     made.verify()

@@ -6,20 +6,22 @@ import json
 from pathlib import Path
 from typing import Any
 
-import arsandbox_test_support as support
 import pytest
 
+from arsandbox.policies.model import MIB
 from arsandbox.sandbox.engines.docker.engine import GVISOR
 from arsandbox.sandbox.engines.registry import open_engine
 from arsandbox.sandbox.errors import MachineError
 from arsandbox.sandbox.models import Guarantee, Reason
+from arsandbox_fixtures.docker_engine import docker_client
+from arsandbox_fixtures.task import CONFIG
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
-offered = GVISOR in support.docker_client().info().get("Runtimes", {})
+offered = GVISOR in docker_client().info().get("Runtimes", {})
 needs_runsc = pytest.mark.skipif(not offered, reason="the engine has no runsc (docs/configuration.md, Runtimes)")
 # runsc's own threads count in the pids cgroup, its kernel in the memory cgroup.
-LIMITS = {"pids": 512, "memory_bytes": 256 * support.MIB}
+LIMITS = {"pids": 512, "memory_bytes": 256 * MIB}
 
 
 @pytest.fixture
@@ -40,7 +42,7 @@ def test_an_engine_without_runtimes_says_so() -> None:
 
 
 def test_a_policy_that_demands_gvisor_refuses_runc(project: Any) -> None:
-    task = project({"arsandbox.toml": support.CONFIG + '\n[policy]\nisolation = "gvisor"\n'})
+    task = project({"arsandbox.toml": CONFIG + '\n[policy]\nisolation = "gvisor"\n'})
     done = task.run()
     assert done.code == 4 and "asks for isolation 'gvisor'" in done.err and "--runtime runsc" in done.err, done
 

@@ -8,7 +8,6 @@ import subprocess
 import zipfile
 from pathlib import Path
 
-import arsandbox_test_support as support
 import pytest
 
 import arsandbox
@@ -16,6 +15,7 @@ from arsandbox.images.build import build_image
 from arsandbox.images.catalogue import Catalogue
 from arsandbox.images.recipe import load_recipe
 from arsandbox.sandbox.engines.registry import open_engine
+from arsandbox_fixtures import command_line
 
 pytestmark = pytest.mark.engine
 
@@ -189,7 +189,7 @@ def test_the_command_line_does_it_for_a_target_without_a_config(target: Path, tm
         "4-honest": {"calc.py": HONEST},
     }
     place = queue(target, tmp_path / "queue", edits, over={})
-    done = support.arsandbox(
+    done = command_line.arsandbox(
         "loop", "--metric", "unit_pass_rate", "--target", target, "--propose", f"patches:{place}", "--budget", "60s",
         "--accept-self-reported", "--tag", "cli", "-n", "4", "--json",
     )  # fmt: skip

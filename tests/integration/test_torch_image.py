@@ -6,8 +6,11 @@ import json
 import os
 from typing import Any
 
-import arsandbox_test_support as support
 import pytest
+
+from arsandbox_fixtures.command_line import arsandbox
+from arsandbox_fixtures.docker_engine import docker_client
+from arsandbox_fixtures.places import EXAMPLES
 
 pytestmark = [
     pytest.mark.engine,
@@ -19,16 +22,14 @@ pytestmark = [
 
 def test_the_example_trains_in_torch_cpu_as_it_does_in_numpy(project: Any) -> None:
     files = {
-        str(p.relative_to(support.EXAMPLES / "tiny-lm")): p.read_text()
-        for p in (support.EXAMPLES / "tiny-lm").iterdir()
-        if p.is_file()
+        str(p.relative_to(EXAMPLES / "tiny-lm")): p.read_text() for p in (EXAMPLES / "tiny-lm").iterdir() if p.is_file()
     }
     files["arsandbox.toml"] += '\n[environment]\nTINY_LM_STEPS = "300"\n'
     task = project(files)
-    built = support.arsandbox("image", "build", "torch-cpu", "--json", env=task.env, timeout=400)
+    built = arsandbox("image", "build", "torch-cpu", "--json", env=task.env, timeout=400)
     assert built.code == 0, built
     try:
-        patch = support.EXAMPLES / "tiny-lm-edits" / "torch.patch"
+        patch = EXAMPLES / "tiny-lm-edits" / "torch.patch"
         done = task.run("--json", "--image", "torch-cpu", "--budget", "60s", "--seed", "1", "--patch", patch)
         assert done.code == 0, done
         baseline, record = task.history()
@@ -38,4 +39,4 @@ def test_the_example_trains_in_torch_cpu_as_it_does_in_numpy(project: Any) -> No
         assert record["trust"] == "L2"
         assert record["self_reported"]["num_steps"] == 300
     finally:
-        support.docker_client().images.remove(json.loads(built.out)["digest"], force=True)
+        docker_client().images.remove(json.loads(built.out)["digest"], force=True)
