@@ -27,7 +27,6 @@ def main(arguments: Sequence[str]) -> int:
         with processes.watching():
             return _list(processes) if options.list else _run(options, processes)
     except StoppedError as error:
-        say(str(error))
         return 128 + error.number
 
 
@@ -45,6 +44,7 @@ def _run(options: Options, processes: Processes) -> int:
     try:
         status = runner.run_all()
     except StoppedError as error:
+        say(str(error))
         status = 128 + error.number
         raise
     finally:
