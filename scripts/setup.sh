@@ -200,27 +200,38 @@ ensure_packages() {
     find_python || die "please install Python 3.11 or newer, with its venv module"
 }
 
+# A tool that only some tests need is not to be had. CI has to have them all.
+lacking() {
+    if [ "${CI:-}" = true ]; then die "$1 is not to be had here, and with CI=true no test may be left out for it"; fi
+    say "$1 is not to be had here: $2"
+}
+
 # gVisor, for the tests of stronger runtimes: a private daemon registers it. Not every distribution has it.
 offer_gvisor() {
-    has runsc || ! may_install || apt_install runsc || say "runsc is not to be had here: its tests are skipped"
+    has runsc || { may_install && apt_install runsc; } || lacking runsc "its tests are left out"
 }
 
 # A real registry for the tests of pulling, as a program in .venv: its package would start a service.
 offer_registry() {
-    if has docker-registry || [ -x "$root/.venv/bin/docker-registry" ] || ! may_install; then return 0; fi
+    if has docker-registry || [ -x "$root/.venv/bin/docker-registry" ]; then return 0; fi
+    may_install || {
+        lacking docker-registry "the tests of pulling are left out"
+        return 0
+    }
     unpacked=$(mktemp -d)
     chmod 755 "$unpacked"
     {
         (cd "$unpacked" && apt-get -q download docker-registry </dev/null >>"$log" 2>&1) &&
             dpkg-deb -x "$unpacked"/docker-registry_*.deb "$unpacked" &&
             cp "$unpacked/usr/bin/docker-registry" "$root/.venv/bin/"
-    } || say "docker-registry is not to be had here: the tests of pulling are skipped"
+    } || unpacked_nothing=yes
     rm -rf "$unpacked"
+    [ -z "${unpacked_nothing:-}" ] || lacking docker-registry "the tests of pulling are left out"
 }
 
-# A C compiler, for the stand-in of NVIDIA's library: without one the tests of GPU grants are skipped.
+# A C compiler, for the stand-in of NVIDIA's library that the tests of GPU grants need.
 offer_compiler() {
-    has gcc || has cc || ! may_install || apt_install gcc libc6-dev || say "gcc is not to be had here: GPU tests are skipped"
+    has gcc || has cc || { may_install && apt_install gcc libc6-dev; } || lacking gcc "the tests of GPU grants are left out"
 }
 
 # The most telling line of the log.

@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import arsandbox_test_support as support
 import pytest
-from arsandbox_test_support import CONFIG
+
+from arsandbox_fixtures.command_line import arsandbox
+from arsandbox_fixtures.leftovers import leftovers
+from arsandbox_fixtures.task import CONFIG
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(280)]
 ENGINES = pytest.mark.parametrize("engine", ["docker", "embedded"])
@@ -61,7 +63,7 @@ def task_for(project: Any, rule: str) -> Any:
 
 
 def play(task: Any, engine: str, place: Path, *arguments: str) -> list[dict[str, Any]]:
-    done = support.arsandbox(
+    done = arsandbox(
         "loop", "--propose", f"patches:{place}", "--tag", task.tag, "--json", "--engine", engine, "--repo", task.path,
         *arguments, env=task.env, timeout=240,
     )  # fmt: skip
@@ -81,7 +83,7 @@ def check(task: Any, kind: str, rows: list[dict[str, Any]]) -> None:
     assert text == wanted[kind]
     assert task.git("rev-list", "--count", f"main..{tip}") == "2"
     task.verify()
-    assert support.leftovers(task.home) == []
+    assert leftovers(task.home) == []
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from arsandbox_fake_loop import FakeLoop, play
 
 from arsandbox.sandbox.engines.fake import FakeEngine, Script
 from arsandbox.sandbox.engines.port import SandboxSpec
@@ -15,6 +14,7 @@ from arsandbox.sandbox.events import Silent
 from arsandbox.sandbox.loop.bounds import Bounds
 from arsandbox.sandbox.models import Stage, Verdict
 from arsandbox.sandbox.record import Record
+from arsandbox_fixtures.fake_loop import FakeLoop, play
 
 MakeLoop = Callable[..., FakeLoop]
 FREE = "[measurement]\npin = false\n"
