@@ -86,25 +86,17 @@ def _has_moved(what: Plan, pending: Record, champion: Champion, ledger: Ledger) 
 
 def _moved(what: Plan, pending: Record, champion: Champion, won: str) -> Plan:
     """The plan of the same edit on the new champion. Raises ConflictError."""
-    objects, settings = what.repository.objects, what.settings
-    found = reapply(objects, what.candidate, champion.commit)
+    found = reapply(what.repository.objects, what.candidate, champion.commit)
     told = f"on the champion before: {won} (experiment {pending.id})"
-    findings = (
-        *(finding for finding in what.findings if finding.code != "replaces"),
-        Finding(code="champion_moved", detail=told),
-        *(Finding(code="replaces", detail=note) for note in found.notes),
-    )
+    findings = [finding for finding in what.findings if finding.code != "replaces"]
     audit = what.options.audit or pending.trust == "L4"
     plan = replace(
         what,
         base=champion.commit,
-        candidate=found.candidate,
         champion=champion,
         moved_from=pending.id,
-        findings=findings,
         options=replace(what.options, description=pending.description, seed=None, audit=audit),
-        refusals=tuple(candidates.refusals(found.candidate, objects, settings.rules, settings.policy)),
-    )
+    ).with_edit(found, [*findings, Finding(code="champion_moved", detail=told)])
     return _with_round(plan, what, pending)
 
 

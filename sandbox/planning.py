@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from arsandbox.sandbox.errors import MachineError, UsageError
 from arsandbox.sandbox.gpu.grant import require_devices
 from arsandbox.sandbox.models import Finding, ImageRef
 from arsandbox.sandbox.objects import ObjectStore
+from arsandbox.sandbox.reapply import Reapplied
 from arsandbox.sandbox.record import Record, Round
 from arsandbox.sandbox.repository import Repository
 from arsandbox.sandbox.settings import Options, Settings
@@ -74,6 +75,13 @@ class Plan:
     slots: TrainingSlots | None = None
     findings: tuple[Finding, ...] = ()
     moved_from: str | None = None
+
+    def with_edit(self, edit: Reapplied, findings: Sequence[Finding] = ()) -> Plan:
+        """This plan with another candidate over the same base; what the edit replaces is said among the findings."""
+        said = (Finding(code="replaces", detail=note) for note in edit.notes)
+        rules, policy = self.settings.rules, self.settings.policy
+        refusals = candidates.refusals(edit.candidate, self.repository.objects, rules, policy)
+        return replace(self, candidate=edit.candidate, findings=(*findings, *said), refusals=tuple(refusals))
 
     def champion_now(self) -> Champion:
         """The champion as the branch stands at this moment."""

@@ -20,7 +20,7 @@ from arsandbox.sandbox.api.evaluating import Evaluation, evaluate_result
 from arsandbox.sandbox.api.history import FILE_NAME
 from arsandbox.sandbox.api.opening import Target, target
 from arsandbox.sandbox.api.runs import explained
-from arsandbox.sandbox.errors import ArsandboxError
+from arsandbox.sandbox.errors import ArsandboxError, UsageError
 from arsandbox.sandbox.events import Listener
 from arsandbox.sandbox.ledger import Ledger
 from arsandbox.sandbox.models import Goal, Model, Verdict
@@ -34,6 +34,7 @@ from arsandbox.sandbox.proposers.port import (
     ProposerSpec,
     open_proposer,
 )
+from arsandbox.sandbox.reapply import fitted, lineage
 from arsandbox.sandbox.record import Record
 from arsandbox.sandbox.run_directory import run_directory
 from arsandbox.sandbox.state import printable
@@ -190,8 +191,14 @@ class SystemExperiment:
         return self._told(record, None, left, pending.description, began)
 
     def _measured(self, wanted: Target, champion: str, proposal: Proposal, began: float) -> SystemStatus:
-        plan = wanted.plan(promote=True, base=champion, diff=proposal.diff, description=proposal.description)
-        engine = wanted.engine()
+        unchanged = wanted.plan(promote=True, base=champion, commit=champion, description=proposal.description)
+        objects, base = unchanged.repository.objects, unchanged.repository.head()
+        made_on = lineage(objects, base, champion) if proposal.floating else (champion,)
+        try:
+            edit = fitted(objects, proposal.diff, champion, made_on, name=proposal.description or "the proposal")
+        except UsageError as error:  # a patch of a queue that does not fit, or is none
+            return self._status("rejected", error.message, proposal, began)
+        plan, engine = unchanged.with_edit(edit, proposal.findings), wanted.engine()
         record = experiment.run(plan, engine, wanted.listener)
         if record.verdict is Verdict.PENDING:
             record = confirmation.confirm(plan, record, engine, wanted.listener)

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from arsandbox.sandbox import candidate as candidates
 from arsandbox.sandbox import confirmation, experiment
 from arsandbox.sandbox.engines.port import Engine
 from arsandbox.sandbox.errors import ConflictError, UsageError
@@ -175,8 +174,7 @@ def _plan(course: Course, entry: Entry) -> tuple[Plan, Entry]:
         raise
     except UsageError as error:
         return what, entry.refused(printable(error.message))
-    remarks = [*entry.findings, *(Finding(code="replaces", detail=note) for note in found.notes)]
+    remarks = list(entry.findings)
     if entry.conflict is not None:
         remarks.append(Finding(code="edit_conflict", detail=entry.conflict.problem))
-    refusals = candidates.refusals(found.candidate, objects, what.settings.rules, what.settings.policy)
-    return replace(what, candidate=found.candidate, findings=tuple(remarks), refusals=tuple(refusals)), entry
+    return what.with_edit(found, remarks), entry
