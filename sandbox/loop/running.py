@@ -200,10 +200,7 @@ class _Loop:
     def _work(self, desk: Desk) -> None:
         try:
             while (entry := self._next(desk)) is not None:
-                record = self._round(desk, entry)
-                if record is not None:
-                    steps.reached("played")
-                    self._done.put(record)
+                self._round(desk, entry)
         except BaseException as error:  # noqa: BLE001 - whatever it is, the thread that reads the records raises it
             self._ending.soon = True
             self._done.put(error)
@@ -249,30 +246,44 @@ class _Loop:
         steps.reached("noted")
         return entry
 
-    def _round(self, desk: Desk, entry: Entry) -> Record | None:
-        """The record that ends the round of `entry`; None if it goes back to the end of its queue, or never began."""
+    def _round(self, desk: Desk, entry: Entry) -> None:
+        """Play the round of `entry`, and hand its record on before the next one's turn comes.
+
+        There is none if the entry goes back to the end of its queue, or never began.
+        """
         turn = RoundTurn(self._turns, self._slots, entry.number, may_begin=lambda: self._may_begin(entry))
         try:
             self._turns.wait(entry.number, ahead=1)  # only the next one's sandbox is made ahead of its turn
-            while True:
-                try:
-                    return play(self._course, entry, turn, self._listener)
-                except ConflictError as conflict:
-                    again = self._after_conflict(desk, entry, conflict)
-                    if again is None:
-                        return close_conflict(self._course, entry, conflict, self._listener)
-                    if again.conflict is not None and entry.conflict is None and desk.queued:
-                        return None
-                    entry = again
+            record = self._played(desk, entry, turn)
+            if record is not None:
+                steps.reached("played")
+                self._done.put(record)
         except NotBegun:
-            return None
+            pass  # it stays in the journal, for --resume
         finally:
             self._turns.leave(entry.number)
 
-    def _after_conflict(self, desk: Desk, entry: Entry, conflict: ConflictError) -> Entry | None:
-        """What becomes of a proposal that does not fit the champion: tried again, proposed anew, or (None) given up."""
+    def _played(self, desk: Desk, entry: Entry, turn: RoundTurn) -> Record | None:
+        """The record that ends the round of `entry`, or None if it goes back to the end of its queue."""
+        while True:
+            ended = self._turns.ended
+            try:
+                return play(self._course, entry, turn, self._listener)
+            except ConflictError as conflict:
+                again = self._after_conflict(desk, entry, conflict, ended)
+                if again is None:
+                    return close_conflict(self._course, entry, conflict, self._listener)
+                if again.conflict is not None and entry.conflict is None and desk.queued:
+                    return None
+                entry = again
+
+    def _after_conflict(self, desk: Desk, entry: Entry, conflict: ConflictError, ended: int) -> Entry | None:
+        """What becomes of a proposal that does not fit the champion: tried again, proposed anew, or (None) given up.
+
+        `ended` is how many rounds had ended before the champion was looked at.
+        """
         if entry.conflict is not None:
-            return entry if self._turns.wait_for_another(entry.number) else None
+            return entry if self._turns.wait_for_another(entry.number, since=ended) else None
         diff = entry.patch.decode("utf-8", "replace")
         told = EditConflict(description=entry.description, paths=conflict.paths, problem=conflict.message, diff=diff)
         self._listener.note(f"round {entry.number}: {entry.description} does not fit: {conflict.message}")

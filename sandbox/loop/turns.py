@@ -46,13 +46,21 @@ class Turns:
                 self._changed.wait(0.2)
                 self._stop()
 
-    def wait_for_another(self, number: int) -> bool:
-        """Return True when another round has ended; False at once if none is under way but those that wait here."""
+    @property
+    def ended(self) -> int:
+        """How many rounds have ended or gone back."""
         with self._changed:
-            ended = self._ended
+            return self._ended
+
+    def wait_for_another(self, number: int, *, since: int) -> bool:
+        """Return True when another round has ended; False at once if none is under way but those that wait here.
+
+        `since` is what `ended` was before the champion was looked at: a round that ended after that counts.
+        """
+        with self._changed:
             self._blocked.add(number)
             try:
-                while self._ended == ended:
+                while self._ended == since:
                     if not set(self._rounds[: self._most]) - self._blocked:
                         return False
                     self._changed.wait(0.2)

@@ -234,7 +234,7 @@ def test_turns_come_in_the_order_of_proposal_whatever_is_made_ahead(ahead: int, 
     records = made.rounds(ahead=ahead)
     trained = [record.metric.value for record in records if record.metric.value is not None]
     assert numbers_of(records) == [1, 2, 3, 4, 5] and trained == [1.0, 2.0, 3.0, 4.0, 5.0]
-    started = [record.started_at for record in made.records() if record.round]
+    started = [record.stages[0].started_at for record in made.records() if record.round]
     assert started == sorted(started)
     made.check(over=True)
 
