@@ -81,3 +81,8 @@ def driven(program: str, arguments: Sequence[str | Path], env: dict[str, str], *
         env={**os.environ, **env},
     )  # fmt: skip
     return Done(done.returncode, done.stdout, done.stderr)
+
+
+def json_lines(text: str) -> list[Any]:
+    """The documents in `text`, one a line."""
+    return [json.loads(line) for line in text.splitlines()]

@@ -11,6 +11,7 @@ from typing import TypeVar
 import pytest
 
 _Found = TypeVar("_Found")
+Within = Callable[[float], AbstractContextManager[None]]
 
 
 def wait_for(condition: Callable[[], _Found | None], *, seconds: float = 30, what: str = "it") -> _Found:
@@ -29,7 +30,7 @@ class Late(BaseException):
 
 
 @pytest.fixture
-def within() -> Callable[[float], AbstractContextManager[None]]:
+def within() -> Within:
     """`with within(2):` fails the test when the block takes longer, even when it blocks for ever."""
 
     @contextmanager

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -16,8 +14,8 @@ from arsandbox.sandbox.candidate import Candidate, from_commit, from_patch, from
 from arsandbox.sandbox.errors import UsageError
 from arsandbox.sandbox.repository import Repository
 from arsandbox.sandbox.workspace.upper import remove_tree
+from arsandbox_fixtures.waiting import Within
 
-Within = Callable[[float], AbstractContextManager[None]]
 FILES = {"train.py": "a\n", "src/model.py": "m\n", "src/deep/x.py": "x\n", "prepare.py": "p\n", "run.sh": "#!/bin/sh\n"}
 RULES = EditRules(editable=("train.py", "src", "*.txt"), protected=("prepare.py", "src/eval.py"))
 

@@ -6,7 +6,7 @@ import hashlib
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,6 @@ from arsandbox.sandbox.errors import RepositoryError, UsageError
 from arsandbox.sandbox.object_reader import ObjectReader, patch_digests
 from arsandbox.sandbox.objects import ObjectStore, TreeEntry
 
-MakeRepository = Callable[..., "object"]
 FILES = {"train.py": "a = 1\nb = 2\nc = 3\n", "data/x.txt": "x\n", "data/y.txt": "y\n", "run.sh": "#!/bin/sh\n"}
 ODD = ['q"uote', "new\nline", "back\\slash", "tab\there", "sp ace", "é", os.fsdecode(b"\xff\xfe"), "-dash", ":colon",
        "a\\nb", "'", "*", "?[x]", "#x", "\x1b[2J", "trailing ", "\u202e", "$(id)", "{a,b}", '"']  # fmt: skip

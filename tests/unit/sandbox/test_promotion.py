@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,9 +10,9 @@ from arsandbox.sandbox import promotion
 from arsandbox.sandbox.errors import RepositoryError
 from arsandbox.sandbox.record import Baseline, MetricInfo, Record
 from arsandbox.sandbox.repository import Repository
+from arsandbox_fixtures.records import MakeRecord
 
 BRANCH = "arsandbox/nov22"
-MakeRecord = Callable[..., Record]
 
 
 @pytest.fixture

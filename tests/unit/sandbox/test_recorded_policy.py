@@ -18,8 +18,8 @@ from arsandbox.sandbox.repository import Repository
 from arsandbox.sandbox.rerun import rerun
 from arsandbox.sandbox.settings import Options
 from arsandbox_fixtures.fake_loop import FakeLoop, play, train
+from arsandbox_fixtures.loops import MakeLoop
 
-MakeLoop = Callable[..., FakeLoop]
 DEMANDS = 'isolation = "container"\nself_reported = "never"\nenvironment = ["A*"]\n'
 
 

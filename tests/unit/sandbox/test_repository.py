@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -16,8 +15,8 @@ from arsandbox.sandbox import promotion
 from arsandbox.sandbox.errors import ArsandboxError, RefusedError, RepositoryError, UsageError
 from arsandbox.sandbox.record import Record
 from arsandbox.sandbox.repository import Repository
+from arsandbox_fixtures.waiting import Within
 
-Within = Callable[[float], AbstractContextManager[None]]
 RULES = EditRules(editable=("train.py",), protected=())
 
 

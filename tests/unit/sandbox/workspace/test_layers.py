@@ -19,7 +19,6 @@ from arsandbox.sandbox.workspace.overlay import overlay_options, space_of, unmou
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounting an overlay needs root")
 
-Within = Callable[[float], AbstractContextManager[None]]
 Tree = dict[str, tuple[str, bytes]]  # path -> (git mode, content)
 ODD = ["a", "b", "c.py", "é", "n\nl", 'q"', "b\\s", os.fsdecode(b"\xff"), " x", "-d", "$(id)"]
 
