@@ -16,9 +16,6 @@ from . import results
 from .processes import Processes
 
 ENGINES = ("embedded", "docker")
-# What a user's shell would have, and what names the Docker daemon.
-KEPT = ("LANG", "TERM", "TMPDIR", "DOCKER_HOST", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH", "OPENBLAS_CORETYPE",
-        "OPENBLAS_L2_SIZE")  # fmt: skip
 _STORY = ("baseline", "keep", "discard", None, "oom")
 
 
@@ -49,10 +46,17 @@ class Trial:
         return text[0]
 
     def users_environment(self) -> dict[str, str]:
-        """The environment of somebody without a checkout: nothing of .venv, and a home of its own."""
-        own = {"HOME": str(self.place / "home"), "ARSANDBOX_HOME": str(self.place / "state")}
+        """The environment of somebody without a checkout: nothing of .venv, and a state directory of its own.
+
+        The rest is kept, since it says how this machine reaches Docker and the package index.
+        """
         path = [entry for entry in os.environ["PATH"].split(":") if not Path(entry).is_relative_to(self.root)]
-        return {name: os.environ[name] for name in KEPT if name in os.environ} | own | {"PATH": ":".join(path)}
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if name != "VIRTUAL_ENV" and not name.startswith(("PYTHON", "ARSANDBOX_"))
+        }
+        return kept | {"PATH": ":".join(path), "ARSANDBOX_HOME": str(self.place / "state")}
 
 
 def check(
@@ -81,7 +85,8 @@ def build(trial: Trial) -> None:
     (wheel,) = dist.glob("*.whl")
     if not list(dist.glob("*.tar.gz")):
         raise FailedError("no sdist was built")
-    trial.run([sys.executable, "-m", "venv", trial.place / "venv"])
+    # By the Python that .venv was made of: an environment notes who made it.
+    trial.run([Path(sys.executable).resolve(), "-m", "venv", trial.place / "venv"])
     quiet = ("-q", "--no-input", "--disable-pip-version-check")
     trial.run([trial.python, "-m", "pip", "install", *quiet, f"{wheel}[embedded]"])
     trial.run([trial.python, "-m", "pip", "check"])
@@ -129,7 +134,6 @@ def quietly(
 
 def _demo(trial: Trial, engine: str) -> None:
     env = trial.users_environment()
-    Path(env["HOME"]).mkdir(exist_ok=True)
     program = trial.python.with_name("arsandbox")
     place = trial.place / f"demo-{engine}"
     said = trial.run([program, "demo", "--engine", engine, "--json", "--directory", place], env)
