@@ -9,6 +9,7 @@ python=$root/.venv/bin/python
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 export PATH
 unset PYTHONHOME PYTHONPATH
+unset PYTHONDONTWRITEBYTECODE # every start of a test or of arsandbox would compile all its modules again
 
 log=      # output of apt-get and dockerd --help, shown only when something fails
 updated=  # apt-get update was run

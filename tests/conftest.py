@@ -8,3 +8,7 @@ pytest.register_assert_rewrite("arsandbox_fixtures")  # before any of it is impo
 
 from arsandbox_fixtures.layer_cache import pytest_configure as pytest_configure  # noqa: E402
 from arsandbox_fixtures.nvidia import nvml_directory as nvml_directory  # noqa: E402
+from arsandbox_fixtures.order import pytest_collection_modifyitems as pytest_collection_modifyitems  # noqa: E402
+from arsandbox_fixtures.surroundings import heed_signals  # noqa: E402
+
+heed_signals()

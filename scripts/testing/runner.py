@@ -156,8 +156,10 @@ class Runner:
             told = Orders(str(section.report), groups, part, prefix, passed)
             command = told.command(python, self.root, Path(place))
             if part == "beside":
-                # Tests mostly wait for the engine, so more of them than processors run at a time.
-                command += ["-n", str((os.cpu_count() or 1) + 1), "--dist", section.group.dist]
+                # Tests mostly wait for the engine, so more of them than processors run at a time. The order of the
+                # modules is that of tests/arsandbox_fixtures/order.py, which xdist would change.
+                command += ["-n", str((os.cpu_count() or 1) + 2), "--dist", section.group.dist]
+                command += ["--no-loadscope-reorder"]
             command += selection
             command += [] if self.options.word is None else ["-k", self.options.word]
             status = self.processes.run(

@@ -1,4 +1,4 @@
-"""The console script, started as users start it."""
+"""The console script, started as users start it but for its imports, which a fork server has made: see forked.py."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from arsandbox_fixtures import forked
 from arsandbox_fixtures.home import session_home
 
 COMMAND = Path(sysconfig.get_path("scripts")) / "arsandbox"
@@ -50,24 +51,31 @@ class Running:
 
 def arsandbox(
     *arguments: str | Path, env: dict[str, str] | None = None, cwd: Path | None = None, timeout: float = 120,
-    prefix: Sequence[str] = (),
+    prefix: Sequence[str] = (), fresh: bool = False,
 ) -> Done:  # fmt: skip
     """Run the console script and wait; no traceback may ever be on standard error."""
-    done = start(*arguments, env=env, cwd=cwd, prefix=prefix).wait(timeout)
+    done = start(*arguments, env=env, cwd=cwd, prefix=prefix, fresh=fresh).wait(timeout)
     assert "Traceback" not in done.err, done
     return done
 
 
 def start(
-    *arguments: str | Path, env: dict[str, str] | None = None, cwd: Path | None = None, prefix: Sequence[str] = ()
-) -> Running:
-    """Start the console script."""
+    *arguments: str | Path, env: dict[str, str] | None = None, cwd: Path | None = None, prefix: Sequence[str] = (),
+    fresh: bool = False,
+) -> Running:  # fmt: skip
+    """Start it from the fork server, or afresh: with a `prefix`, or an environment that changes what is imported.
+
+    `fresh`: the script itself, for tests of how it starts.
+    """
     session_home()
+    environment = {**os.environ, **(env or {})}
+    afresh = fresh or bool(prefix) or not forked.can_start(environment)
+    popen = subprocess.Popen if afresh else forked.Popen
     return Running(
-        subprocess.Popen(
+        popen(
             [*prefix, str(COMMAND), *map(str, arguments)],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace",
-            env={**os.environ, **(env or {})}, cwd=cwd,
+            env=environment, cwd=cwd,
         )
     )  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -128,7 +129,8 @@ class Project:
 
     def state(self) -> Path:
         """This repository's state directory."""
-        found = [p for p in (self.home / "repos").iterdir() if p.name.startswith(f"{self.path.name}-")]
+        name = re.compile(f"{re.escape(self.path.name)}-[0-9a-f]{{12}}")
+        found = [p for p in (self.home / "repos").iterdir() if name.fullmatch(p.name)]
         assert len(found) == 1, found
         return found[0]
 

@@ -1,4 +1,7 @@
-"""What every unit test gets unasked: a state directory of its own, and signal handlers that end with it."""
+"""What tests get unasked: signals that act, and for unit tests a state directory of their own.
+
+Signal handlers that a unit test sets end with it.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+
+def heed_signals() -> None:
+    """Let signals act that whoever started pytest ignores (`nohup`, `&`): what a test starts would inherit it."""
+    for number in (signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

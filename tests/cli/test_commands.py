@@ -22,7 +22,7 @@ def test_help_is_fast_and_names_every_command(home: Path) -> None:
     times = []
     for _ in range(3):
         began = time.monotonic()
-        done = arsandbox("--help")
+        done = arsandbox("--help", fresh=True)
         times.append(time.monotonic() - began)
         assert done.code == 0
     assert min(times) < 1, times
@@ -47,19 +47,19 @@ def test_help_is_fast_and_names_every_command(home: Path) -> None:
 
 
 def test_help_needs_neither_docker_nor_a_home(tmp_path: Path) -> None:
-    done = arsandbox("--help", env={"DOCKER_HOST": "unix:///nowhere", "ARSANDBOX_HOME": "/proc/nowhere"})
+    done = arsandbox("--help", env={"DOCKER_HOST": "unix:///nowhere", "ARSANDBOX_HOME": "/proc/nowhere"}, fresh=True)
     assert done.code == 0 and done.err == ""
 
 
 def test_version(home: Path) -> None:
     from importlib.metadata import version
 
-    done = arsandbox("--version")
+    done = arsandbox("--version", fresh=True)
     assert (done.code, done.out.strip()) == (0, f"arsandbox {version('arsandbox')}")
 
 
 def test_no_arguments_show_the_help(home: Path) -> None:
-    done = arsandbox()
+    done = arsandbox(fresh=True)
     assert "Usage" in done.out + done.err and "demo" in done.out + done.err, done
     assert done.code in (0, 2)
 
@@ -74,7 +74,7 @@ def test_doctor(home: Path) -> None:
     rows = {row["name"]: row for row in json.loads(done.out)}
     assert rows["engine"]["status"] == "ok" and rows["git"]["status"] == "ok"
     assert (done.code == 4) == any(row["status"] == "missing" for row in rows.values())
-    assert arsandbox("doctor").code == done.code
+    assert arsandbox("doctor", fresh=True).code == done.code
     assert all(row["fix"] for row in rows.values() if row["status"] == "missing")
 
 

@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 def test_the_contract_as_an_ordinary_user(part: str, least: int) -> None:
     directories = dict.fromkeys([str(HERE.parents[1]), sys.prefix, sys.base_prefix])
     command = [
-        sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist",
+        sys.executable, "-m", "pytest", "-m", part, "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist",
         "-o", "addopts=--import-mode=importlib --strict-markers -rs",
         str(HERE / "test_embedded.py"), str(HERE / "test_embedded_attacks.py"),
     ]  # fmt: skip

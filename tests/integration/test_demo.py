@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(280)]
 @pytest.fixture(scope="module")
 def demo(home: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Done, Path]:
     place = tmp_path_factory.mktemp("demo") / "repository"
-    done = arsandbox("demo", "--json", "--directory", place, timeout=240)
+    done = arsandbox("demo", "--json", "--directory", place, timeout=240, fresh=True)
     return done, place
 
 
