@@ -21,7 +21,6 @@ ALLOWED = {
     r"dockerd \d+ has no CDI: 25 or later has": "the distribution's Docker is older; the hook is tested instead",
     r"x32 is of x86_64": "another processor has no such calls",
     r"bwrap comes with a package here": "the extra `embedded` is installed: its absence cannot be played",
-    r"ARSANDBOX_TEST_ALL=1 runs slow tests": "it is about to be a group",
 }
 # Reasons that an installation would take away: what is missing, then how to have it.
 MISSING = {

@@ -17,12 +17,12 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
 def at_levels(
     items: tuple[Any, ...], levels: Callable[[Any], tuple[str, ...]], first: Callable[[int, Any, tuple[str, ...]], str]
 ) -> list[Any]:
-    """Each item at each of its levels; all but the level that `first` chooses are slow."""
+    """Each item at each of its levels; all but the level that `first` chooses are in the group hostile."""
     found = []
     for index, item in enumerate(items):
         every = levels(item)
         for level in every:
-            marks = () if level == first(index, item, every) else (pytest.mark.slow,)
+            marks = () if level == first(index, item, every) else (pytest.mark.group("hostile"),)
             found.append(pytest.param(item, level, id=f"{item.id}-{level}", marks=marks))
     return found
 

@@ -30,11 +30,13 @@ def fooled(cheat: Cheat, seen: Any) -> bool:
 
 
 def one_of_each_threat() -> list[Any]:
-    """Every cheat; all but the first of each threat are slow."""
+    """Every cheat; all but the first of each threat are in the group hostile."""
     threats: set[str] = set()
     found = []
     for cheat in cheats():
-        found.append(pytest.param(cheat, id=cheat.id, marks=(pytest.mark.slow,) if cheat.threat in threats else ()))
+        found.append(
+            pytest.param(cheat, id=cheat.id, marks=(pytest.mark.group("hostile"),) if cheat.threat in threats else ())
+        )
         threats.add(cheat.threat)
     return found
 

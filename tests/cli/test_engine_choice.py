@@ -142,7 +142,7 @@ def test_only_the_demo_falls_back_and_says_so(home: Path, without_bwrap: dict[st
     assert asked.code == 4 and "embedded" not in asked.err, asked
 
 
-@pytest.mark.slow
+@pytest.mark.group("engines")
 def test_the_demo_without_docker(home: Path, tmp_path: Path) -> None:
     done = arsandbox("demo", "--json", "--directory", tmp_path / "demo", env=NO_DOCKER, timeout=220)
     assert done.code == 0, done

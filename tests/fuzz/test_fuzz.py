@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
+from arsandbox_fixtures.drawn import seed_of_the_run
 from arsandbox_fixtures.fuzz_targets import TARGETS
 
 CORPUS = Path(__file__).parent / "corpus"
-EXAMPLES = 2000 if os.environ.get("ARSANDBOX_TEST_ALL") else 150
-
+EXAMPLES, MANY = 150, 2000
 
 SLOWER = {"patch": 5}  # a dozen git processes each
 KEPT = {name: [file.read_bytes() for file in sorted((CORPUS / name).iterdir())] for name in TARGETS}
@@ -39,8 +38,21 @@ def test_the_kept_corpus(name: str) -> None:
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_changes_of_the_corpus_and_arbitrary_bytes(name: str) -> None:
+    """The same examples in every run."""
+    fuzz(name, EXAMPLES, drawn=0)
+
+
+@pytest.mark.group("fuzz")
+@pytest.mark.parametrize("name", TARGETS)
+def test_many_changes_of_the_corpus_and_arbitrary_bytes(name: str) -> None:
+    """Other examples in every run, unless it is given a seed."""
+    fuzz(name, MANY, drawn=seed_of_the_run())
+
+
+def fuzz(name: str, examples: int, *, drawn: int) -> None:
+    @seed(drawn)
     @settings(
-        max_examples=EXAMPLES // SLOWER.get(name, 1), deadline=None, derandomize=True, database=None,
+        max_examples=examples // SLOWER.get(name, 1), deadline=None, database=None,
         suppress_health_check=[HealthCheck.too_slow],
     )  # fmt: skip
     @given(st.one_of(changed(KEPT[name]), st.binary(max_size=600)))

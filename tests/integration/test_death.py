@@ -64,7 +64,7 @@ def alive(groups: list[cgroup.Cgroup]) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in STRONGEST else [pytest.mark.slow]) for name in PROGRAMS]
+    "name", [pytest.param(name, marks=[] if name in STRONGEST else [pytest.mark.group("hostile")]) for name in PROGRAMS]
 )
 def test_nothing_is_left_after_the_deadline(box: Any, members: list[cgroup.Cgroup], name: str) -> None:
     ended = box(PROGRAMS[name], deadline_s=2.0)

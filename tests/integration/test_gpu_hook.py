@@ -140,7 +140,7 @@ def test_exactly_the_leased_device_reaches_the_runtime_and_the_sandbox(project: 
     assert [stage["usage"]["gpu"] for stage in record["stages"] if stage["stage"] == "evaluate"] == [{}]
 
 
-@pytest.mark.slow
+@pytest.mark.group("engines")
 def test_several_devices_for_one_run_and_none_without_a_grant(project: Any, machine: Machine) -> None:
     task = ready(project, machine)
     done = task.run("--json", "--gpus", "2")
@@ -217,7 +217,7 @@ def test_the_doctor_tries_the_very_request_of_a_run(home: Path, machine: Machine
     assert found["gpu"]["fix"] == "sudo modprobe nvidia" and found["grant"]["status"] == "missing"
 
 
-@pytest.mark.slow
+@pytest.mark.group("engines")
 @pytest.mark.parametrize(
     ("tells", "said", "helps"),
     [
@@ -282,7 +282,7 @@ def test_the_evaluation_gets_exactly_its_own_device_and_training_without_one_non
     assert seen_of(task, record["id"], "--stage", "evaluate")["nodes"] == ["nvidia0", "nvidiactl"]
 
 
-@pytest.mark.slow
+@pytest.mark.group("engines")
 def test_both_model_boxes_of_an_audit_get_the_device_and_the_scorer_none(project: Any, machine: Machine) -> None:
     task = ready(project, machine, **{"arsandbox.toml": ASKED, "serve.py": SERVE, "heldout/text": "text " * 200})
     done = task.run("--json", "--audit")

@@ -196,7 +196,7 @@ ATTACKS: list[tuple[str, str]] = [  # what the proposer does in each round, and 
 ]
 
 
-@pytest.mark.slow
+@pytest.mark.group("engines")
 def test_a_loop_goes_on_under_a_proposer_that_attacks(project: Any) -> None:
     task = project()
     program = f"import os; exec({[attack for attack, _ in ATTACKS]!r}[int(os.environ['ARSANDBOX_ROUND']) - 1])"
@@ -220,7 +220,7 @@ def test_a_loop_goes_on_under_a_proposer_that_attacks(project: Any) -> None:
     check_whole(task)
 
 
-@pytest.mark.slow
+@pytest.mark.group("engines")
 @pytest.mark.timeout(1500)
 def test_a_sweep_finds_a_true_improvement_of_the_example(project: Any) -> None:
     files = {path.name: path.read_text() for path in (EXAMPLES / "tiny-lm").iterdir() if path.is_file()}
@@ -253,7 +253,7 @@ STEPS = [
 
 
 @pytest.mark.parametrize(
-    "step", [pytest.param(s, marks=[] if s in ("trained", "published") else pytest.mark.slow) for s in STEPS]
+    "step", [pytest.param(s, marks=[] if s in ("trained", "published") else pytest.mark.group("faults")) for s in STEPS]
 )
 def test_killed_at_a_step_and_resumed(step: str, project: Any, tmp_path: Path) -> None:
     task = project()

@@ -94,7 +94,7 @@ def test_both_wins_of_a_queue_are_in_the_tip(kind: str, engine: str, project: An
     check(task, kind, play(task, engine, queue_of(kind, task, tmp_path / "queue")))
 
 
-@pytest.mark.slow
+@pytest.mark.group("engines")
 @ENGINES
 @pytest.mark.parametrize("parallel", ["1", "2"])
 @pytest.mark.parametrize("rule", ["greedy", "confirm"])

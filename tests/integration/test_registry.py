@@ -270,8 +270,7 @@ def test_verify_finds_a_layer_that_was_changed_below_the_engine(home: Path, tmp_
         shutil.rmtree(own_home, ignore_errors=True)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(os.environ.get("ARSANDBOX_TEST_ALL") != "1", reason="ARSANDBOX_TEST_ALL=1 runs slow tests")
+@pytest.mark.group("engines")
 def test_wheels_are_installed_on_a_base_that_was_pulled(home: Path, project: Any, registry: Registry) -> None:
     """`image build NAME --from REF`, on a base with Python and pip: what python:slim is elsewhere."""
     image_digest()

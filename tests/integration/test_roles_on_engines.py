@@ -127,7 +127,7 @@ def expected_bits_per_byte(smoothing: float) -> float:
     return float(-logs[sizes[text] > 0].sum() / np.log(2) / sizes[text].sum())
 
 
-@pytest.mark.parametrize("engine", [pytest.param("docker", marks=pytest.mark.slow), "embedded"])
+@pytest.mark.parametrize("engine", [pytest.param("docker", marks=pytest.mark.group("engines")), "embedded"])
 def test_a_token_model_is_scored_in_bits_per_byte(project: Callable[..., Any], engine: str) -> None:
     made = project(FILES)
     baseline = made.run("--engine", engine, "--json").record
@@ -169,7 +169,7 @@ def evaluating(project: Callable[..., Any], home: Path) -> tuple[Any, Any]:
     return made, running
 
 
-@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.group("engines")), signal.SIGKILL])
 def test_an_evaluation_whose_controller_ends_leaves_nothing(
     project: Callable[..., Any], own_home: Path, number: signal.Signals
 ) -> None:

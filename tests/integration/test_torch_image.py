@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import Any
 
 import pytest
@@ -14,8 +13,7 @@ from arsandbox_fixtures.places import EXAMPLES
 
 pytestmark = [
     pytest.mark.engine,
-    pytest.mark.slow,
-    pytest.mark.skipif(os.environ.get("ARSANDBOX_TEST_ALL") != "1", reason="ARSANDBOX_TEST_ALL=1 runs slow tests"),
+    pytest.mark.group("engines"),
     pytest.mark.timeout(600),
 ]
 

@@ -15,6 +15,7 @@ import pytest
 from arsandbox.sandbox.engines.fake import Call, Fault
 from arsandbox.sandbox.models import Verdict
 from arsandbox.sandbox.steps import STEPS
+from arsandbox_fixtures.drawn import seed_of_the_run
 from arsandbox_fixtures.fake_loop import KILLED, FakeLoop, moments, timed, train
 
 pytestmark = pytest.mark.timeout(600)
@@ -61,7 +62,7 @@ def test_killed_at_each_kind_of_step_and_resumed(step: str, fake_loop: MakeLoop)
     assert killed_and_resumed(task(fake_loop, rule), rule, step)
 
 
-@pytest.mark.slow
+@pytest.mark.group("faults")
 @pytest.mark.parametrize(("rule", "stride", "least"), [("greedy", 1, 25), ("confirm", 5, 100)])
 def test_killed_at_every_single_step_and_resumed(rule: str, stride: int, least: int, fake_loop: MakeLoop) -> None:
     """Whichever step of whichever run it is; of the many of `confirm` every fifth."""
@@ -71,13 +72,16 @@ def test_killed_at_every_single_step_and_resumed(rule: str, stride: int, least: 
     assert number > least
 
 
-@pytest.mark.parametrize("seed", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in range(2, 13))])
+@pytest.mark.parametrize("seed", [1, *(pytest.param(n, marks=pytest.mark.group("faults")) for n in range(2, 13))])
 def test_killed_again_and_again_at_random_moments(seed: int, fake_loop: MakeLoop) -> None:
-    """SIGKILL whenever it comes: in git, in SQLite, in the middle of a write."""
+    """SIGKILL whenever it comes: in git, in SQLite, in the middle of a write.
+
+    The first seed draws the same moments in every run, the others of the group what the run's seed gives.
+    """
     rule = "greedy" if seed % 2 else "confirm"
     whole = timed(task(fake_loop, rule, "timed").rounds)
     made, kills = task(fake_loop, rule), 0
-    for seconds in moments(seed, 6, 0.7 * whole):
+    for seconds in moments(seed + (seed > 1) * seed_of_the_run(), 6, 0.7 * whole):
         ended = made.child(kill_after_s=seconds, resume=bool(made.journals()))
         kills += ended.code == -9
         made.check(over=False)
@@ -88,7 +92,9 @@ def test_killed_again_and_again_at_random_moments(seed: int, fake_loop: MakeLoop
     check_end(made, rule)
 
 
-@pytest.mark.parametrize("call", ["run", *(pytest.param(c, marks=pytest.mark.slow) for c in ("enter", "exit"))])
+@pytest.mark.parametrize(
+    "call", ["run", *(pytest.param(c, marks=pytest.mark.group("faults")) for c in ("enter", "exit"))]
+)
 def test_the_engine_dies_in_the_middle_and_comes_back(call: Call, fake_loop: MakeLoop) -> None:
     made = task(fake_loop, "greedy")
     ended = made.child(faults=[Fault(call=call, nth=2)])
@@ -127,7 +133,7 @@ def small_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
-@pytest.mark.parametrize("moment", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 4))])
+@pytest.mark.parametrize("moment", [3, *(pytest.param(n, marks=pytest.mark.group("faults")) for n in (1, 2, 4))])
 def test_the_disk_is_full_in_the_middle(moment: int, fake_loop: MakeLoop, small_home: Path) -> None:
     made = task(fake_loop, "greedy")
     made.running = lambda number: full(small_home) if number == moment else None

@@ -187,7 +187,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Mode
         server.shutdown()
 
 
-@pytest.mark.slow
+@pytest.mark.group("agents")
 @pytest.mark.skipif(shutil.which("aider") is None, reason="aider is not installed: pip install aider-chat")
 def test_the_real_aider_turns_a_models_answer_into_a_candidate(
     propose: Callable[..., Proposal], model: type[Model], tmp_path: Path
@@ -204,7 +204,7 @@ def test_the_real_aider_turns_a_models_answer_into_a_candidate(
     assert "| # Lower the loss" in json.dumps(body) and "STEPS = 10" in json.dumps(body)
 
 
-@pytest.mark.slow
+@pytest.mark.group("agents")
 @pytest.mark.skipif(shutil.which("aider") is None, reason="aider is not installed: pip install aider-chat")
 def test_the_real_aider_is_ended_while_its_model_says_nothing(
     propose: Callable[..., Proposal], model: type[Model]
