@@ -130,9 +130,9 @@ def test_folders_run_in_parallel_and_then_what_wants_quiet() -> None:
 
 
 def test_files_and_tests_run_in_one_process() -> None:
-    test = "tests/unit/test_quantities.py::test_sizes"
-    made = told("tests/unit/test_quantities.py")
-    assert made.commands == [["tests/unit/test_quantities.py"]]
+    test = "tests/unit/sandbox/test_quantities.py::test_sizes"
+    made = told("tests/unit/sandbox/test_quantities.py")
+    assert made.commands == [["tests/unit/sandbox/test_quantities.py"]]
     assert [(one.groups, one.part) for one in made.told] == [(("default",), "all")]
     # Whoever names a test wants it to run.
     assert told(test).told[0].groups == ("default", *groups.NAMES)
