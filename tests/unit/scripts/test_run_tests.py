@@ -123,7 +123,7 @@ def told(*arguments: str) -> Recorded:
 
 
 def test_folders_run_in_parallel_and_then_what_wants_quiet() -> None:
-    beside = ["-n", str((os.cpu_count() or 1) + 1), "--dist", "loadfile"]
+    beside = ["-n", str((os.cpu_count() or 1) + 2), "--dist", "loadfile", "--no-loadscope-reorder"]
     made = told("tests/unit", "-k", "size", "--", "-x")
     assert made.commands == [[*beside, "tests/unit", "-k", "size", "-x"], ["tests/unit", "-k", "size", "-x"]]
     assert [(one.groups, one.part) for one in made.told] == [(("default",), "beside"), (("default",), "alone")]
