@@ -76,31 +76,27 @@ def clean_commit(root: Path) -> str | None:
 class ResultFile:
     """A group's results. A later run at the same commit goes on from them: what passed is not run again.
 
-    The first line names the commit (null: the checkout differed from it, so nothing goes on from here) and the
-    run's seed; the others are results.
+    The first line names the commit (null: the checkout differed from it, so nothing goes on from here) and the seed
+    that was asked for (null: each run draws its own); the others are results.
     """
 
     def __init__(self, root: Path, name: str) -> None:
         self.path = root / ".venv" / "test-results" / f"{name}.jsonl"
         self._root = root
         self._commit: str | None = None
-        self._seed = 0
+        self._seed: int | None = None
         self.start = 0
 
-    def begin(self, seed: int, *, given: bool, fresh: bool) -> tuple[int, list[Result]]:
-        """Start or go on: (the seed to use, what had passed). A seed that was `given` and differs starts anew."""
-        self._commit = clean_commit(self._root)
-        head = next(iter(lines(self.path)), {})
-        same = self._commit is not None and head.get("commit") == self._commit
-        if fresh or not same or (given and head.get("seed") != seed):
+    def begin(self, seed: int | None, *, fresh: bool) -> list[Result]:
+        """Start anew, or go on where commit and asked seed are those of the file: the results that passed."""
+        self._commit, self._seed = clean_commit(self._root), seed
+        head = {"commit": self._commit, "seed": seed}
+        if fresh or self._commit is None or next(iter(lines(self.path)), None) != head:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text(json.dumps({"commit": self._commit, "seed": seed}) + "\n")
-            self._seed = seed
-        else:
-            self._seed = int(head["seed"])
+            self.path.write_text(json.dumps(head) + "\n")
         self._end_line()
         self.start = self.path.stat().st_size
-        return self._seed, [result for result in read(self.path) if result.outcome == "passed"]
+        return [result for result in read(self.path) if result.outcome == "passed"]
 
     def end(self) -> None:
         """Give the results up where the checkout has changed meanwhile: nobody knows what passed."""

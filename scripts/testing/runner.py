@@ -136,8 +136,8 @@ class Runner:
             file = ResultFile(self.root, group.name) if self.options.keeps_results else None
             passed: list[Result] = []
             if file is not None:
-                seed, passed = file.begin(seed, given=self.options.seed is not None, fresh=self.options.fresh)
-                say(f"group {group.name}, seed {seed}: {len(passed)} tests have passed at this commit; {file.path}")
+                passed = file.begin(self.options.seed, fresh=self.options.fresh)
+                say(f"group {group.name}: {len(passed)} tests have passed at this commit, as {file.path} says")
                 self._before += len(passed)
             report = Path(place) / "report.jsonl" if file is None else file.path
             start = 0 if file is None else file.start

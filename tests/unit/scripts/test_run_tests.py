@@ -202,30 +202,30 @@ def commit(tmp_path: Path) -> Callable[[str], None]:
 
 def test_a_group_goes_on_from_what_passed_at_this_commit(tmp_path: Path, commit: Callable[[str], None]) -> None:
     file = results.ResultFile(tmp_path, "fuzz")
-    assert file.begin(1, given=False, fresh=False) == (1, [])
+    assert file.begin(None, fresh=False) == []
     for result in RESULTS[:3]:
         results.add(file.path, result)
     with file.path.open("a") as half:
         half.write('{"test": "half wri')  # killed in the middle
     file.end()
     file = results.ResultFile(tmp_path, "fuzz")
-    assert file.begin(2, given=False, fresh=False) == (1, [RESULTS[0]]), "it goes on with the seed that it began with"
+    assert file.begin(None, fresh=False) == [RESULTS[0]]
     results.add(file.path, Result(RESULTS[1].test, "passed"))
     assert results.read(file.path, file.start) == [Result(RESULTS[1].test, "passed")]
-    assert len(results.ResultFile(tmp_path, "fuzz").begin(1, given=True, fresh=False)[1]) == 2
-    assert results.ResultFile(tmp_path, "fuzz").begin(1, given=False, fresh=True) == (1, [])
+    assert len(results.ResultFile(tmp_path, "fuzz").begin(None, fresh=False)) == 2
+    assert results.ResultFile(tmp_path, "fuzz").begin(None, fresh=True) == []
 
 
 def test_nothing_goes_on_from_another_commit_seed_or_tree(tmp_path: Path, commit: Callable[[str], None]) -> None:
-    def passed(**given: bool) -> list[Result]:
+    def passed(seed: int | None = None) -> list[Result]:
         file = results.ResultFile(tmp_path, "fuzz")
-        found = file.begin(1 if "given" not in given else 9, given="given" in given, fresh=False)[1]
+        found = file.begin(seed, fresh=False)
         results.add(file.path, RESULTS[0])
         file.end()
         return found
 
     assert passed() == [] and passed() == [RESULTS[0]]
-    assert passed(given=True) == [] and passed() == [RESULTS[0]]
+    assert passed(9) == [] and passed(9) == [RESULTS[0]] and passed() == []
     commit("2")
     assert passed() == []
     (tmp_path / "file").write_text("changed")
@@ -238,12 +238,12 @@ def test_a_tree_that_changes_while_tests_run_gives_their_results_up(
     tmp_path: Path, commit: Callable[[str], None]
 ) -> None:
     file = results.ResultFile(tmp_path, "fuzz")
-    file.begin(1, given=False, fresh=False)
+    file.begin(None, fresh=False)
     results.add(file.path, RESULTS[0])
     (tmp_path / "file").write_text("changed")
     file.end()
     (tmp_path / "file").write_text("1")
-    assert results.ResultFile(tmp_path, "fuzz").begin(1, given=False, fresh=False)[1] == []
+    assert results.ResultFile(tmp_path, "fuzz").begin(None, fresh=False) == []
 
 
 # --- the plugin, in a pytest of its own -----------------------------------------------------------------------------
