@@ -9,9 +9,9 @@ import pytest
 
 # Modules that take half a minute or more, longest first; then whole folders.
 FIRST = (
-    "integration/test_rerun.py", "integration/test_recovery.py", "integration/test_experiment.py",
+    "integration/test_rerun.py", "integration/test_recovery.py", "integration/test_rerun_recorded.py",
     "integration/test_loop.py", "integration/test_image_build.py", "integration/test_promotion.py",
-    "integration/test_gpu_hook.py", "cli/test_errors.py", "cheats/test_levels.py", "cli/test_commands.py",
+    "integration/test_gpu_hook.py", "cheats/test_levels.py", "cli/test_run.py",
     "integration/test_registry.py", "integration/test_confirm.py", "integration/test_death.py",
     "integration/", "hostile/", "cli/", "contract/", "cheats/",
 )  # fmt: skip
