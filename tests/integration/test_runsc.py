@@ -18,14 +18,19 @@ from arsandbox_fixtures.task import CONFIG
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
-offered = GVISOR in docker_client().info().get("Runtimes", {})
-needs_runsc = pytest.mark.skipif(not offered, reason="the engine has no runsc (docs/configuration.md, Runtimes)")
 # runsc's own threads count in the pids cgroup, its kernel in the memory cgroup.
 LIMITS = {"pids": 512, "memory_bytes": 256 * MIB}
 
 
 @pytest.fixture
-def engine(home: Path) -> Any:
+def runsc(home: Path) -> None:
+    """The engine knows gVisor's runtime; asked when a test needs it, not when this file is read."""
+    if GVISOR not in docker_client().info().get("Runtimes", {}):
+        pytest.skip("the engine has no runsc (docs/configuration.md, Runtimes)")
+
+
+@pytest.fixture
+def engine(runsc: None) -> Any:
     return open_engine("docker", runtime=GVISOR)
 
 
@@ -47,7 +52,7 @@ def test_a_policy_that_demands_gvisor_refuses_runc(project: Any) -> None:
     assert done.code == 4 and "asks for isolation 'gvisor'" in done.err and "--runtime runsc" in done.err, done
 
 
-@needs_runsc
+@pytest.mark.usefixtures("runsc")
 def test_a_sandbox_runs_on_a_kernel_of_its_own(box: Any, engine: Any) -> None:
     info = engine.info()
     assert (info.runtime, info.isolation, info.guarantees.egress) == (GVISOR, "gvisor", Guarantee.NOT_OFFERED)
@@ -68,7 +73,7 @@ def test_a_sandbox_runs_on_a_kernel_of_its_own(box: Any, engine: Any) -> None:
     assert changed >= {("left.txt", "added"), ("lower.txt", "deleted")}
 
 
-@needs_runsc
+@pytest.mark.usefixtures("runsc")
 @pytest.mark.parametrize(
     ("program", "reason"),
     [

@@ -65,8 +65,8 @@ def training(spec: SandboxSpec) -> Script:
     """Training leaves its number and its seed; the evaluation adds a little of the seed, as noise."""
     if spec.stage is Stage.TRAIN:
         number = re.findall(r"[\d.]+", upper(spec, "train.py"))[0]
-        seed = int(spec.environment["ARSANDBOX_SEED"]) % 97
-        return Script(output=b"trained\n", files={"out/model": f"{float(number) + seed / 1000}"})
+        noise = int(spec.environment["ARSANDBOX_SEED"]) / 2**31 / 10  # another one for every seed
+        return Script(output=b"trained\n", files={"out/model": f"{float(number) + noise}"})
     return Script(output=f"METRIC loss={upper(spec, 'out/model')}\n".encode())
 
 
