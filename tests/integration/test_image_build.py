@@ -25,6 +25,7 @@ from arsandbox.images.recipe import Recipe, load_recipe
 from arsandbox.images.rootfs import build_rootfs
 from arsandbox.images.tarlayer import tree_members, with_parents, write_layer
 from arsandbox.images.wheels import packages_folder, platforms
+from arsandbox_fixtures.layer_cache import layer_cache
 from arsandbox_fixtures.places import ROOT
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
@@ -71,8 +72,8 @@ def client() -> Iterator[docker.DockerClient]:
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("layers")
+def cache() -> Path:
+    return layer_cache()
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import pytest
 
 from arsandbox_fixtures.command_line import driven
 from arsandbox_fixtures.leftovers import leftovers
-from arsandbox_fixtures.task import answering
+from arsandbox_fixtures.task import CONFIG, answering
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(180)]
 
@@ -204,13 +204,15 @@ def test_two_runs_at_once_both_end_properly(project: Any) -> None:
 
 def test_a_slow_loser_is_not_promoted_over_a_faster_winner(project: Any) -> None:
     """Both beat the baseline; while the worse one trains the better one is promoted."""
-    task = project()
+    task = project({"arsandbox.toml": CONFIG.replace('"20s"', '"90s"')})
     assert task.run("--json").code == 0
-    running = task.start("--json", "--patch", task.patch(answering(5, before="import time; time.sleep(14)")))
-    task.wait_for_training()
+    until_told = "import time\nwhile not os.path.exists('/tmp/go'): time.sleep(0.05)"
+    running = task.start("--json", "--patch", task.patch(answering(5, before=until_told)))
+    training = task.wait_for_training()
     fast = task.run_train(answering(3.5))
     assert fast.record["promotion"] is not None, fast
     assert running.process.poll() is None, "the slow one should still be training"
+    assert training.exec_run(["touch", "/tmp/go"]).exit_code == 0
     slow = running.wait()
     assert slow.record["metric"]["value"] == 2.0
     assert slow.record["verdict"] == "discard", slow
