@@ -153,7 +153,7 @@ def run(
         runner = open_engine(name, runtime)
         record = experiment.run(plan, runner, listener)
     if confirmation.was_overtaken(record) or (confirm and record.verdict is Verdict.PENDING):
-        record = confirmation.confirm(plan, record, runner, listener)
+        record = confirmation.confirmed_or_conflicting(plan, record, runner, listener)
     elif record.verdict is Verdict.PENDING:
         listener.note(f"  to confirm it: arsandbox confirm {record.id}")
     if json:

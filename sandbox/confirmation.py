@@ -17,7 +17,7 @@ from arsandbox.sandbox import decision, experiment, host, noise, promoting, reco
 from arsandbox.sandbox.decision import Judgement, Noise
 from arsandbox.sandbox.decision.noise import CALIBRATION_RUNS, mean
 from arsandbox.sandbox.engines.port import Engine
-from arsandbox.sandbox.errors import Interrupted, UsageError
+from arsandbox.sandbox.errors import ConflictError, Interrupted, UsageError
 from arsandbox.sandbox.events import Listener
 from arsandbox.sandbox.ledger import Ledger
 from arsandbox.sandbox.models import Finding, Trust, Verdict, utc_now
@@ -48,6 +48,15 @@ def confirm(what: Plan, pending: Record, engine: Engine, listener: Listener, *, 
             return _completed(what, pending, engine, listener, ledger)
         except KeyboardInterrupt as error:
             raise Interrupted(f"interrupted; continue with: arsandbox confirm {pending.id}") from error
+
+
+def confirmed_or_conflicting(what: Plan, pending: Record, engine: Engine, listener: Listener) -> Record:
+    """As `confirm`; if the edit conflicts with what was promoted meanwhile, that is said and it stays pending."""
+    try:
+        return confirm(what, pending, engine, listener)
+    except ConflictError as conflict:
+        listener.note(f"{pending.id} stays pending: {conflict.message}; {conflict.hint}")
+        return pending
 
 
 def was_overtaken(record: Record) -> bool:

@@ -1,14 +1,17 @@
-"""The numbers that a Python source assigns to names, and edits that change nothing but such numbers."""
+"""The numbers that a Python source assigns to names, and edits of such numbers that are made again by name."""
 
 from __future__ import annotations
 
 import ast
 import codecs
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 _LARGEST_FILE, _LARGEST_NUMBER = 1_048_576, 1e15
+# The three-way merge of ours, base and theirs; None for a conflict.
+Merge: TypeAlias = Callable[[bytes, bytes, bytes], bytes | None]
 
 
 @dataclass(frozen=True)
@@ -49,42 +52,45 @@ def numbers(path: str, source: bytes) -> list[Number]:
     return found
 
 
-def renumbered(path: str, base: bytes, edited: bytes, onto: bytes) -> Renumbered | None:
-    """`onto` with the numbers that `edited` changes of `base`, each found by its name.
+def renumbered(path: str, base: bytes, edited: bytes, onto: bytes, merge: Merge) -> Renumbered | None:
+    """`onto` with the edit that makes `edited` of `base`: numbers are set by name, and the rest is merged.
 
-    None if the edit changes anything else, and if a name is not assigned exactly once in each of the three.
+    A number that is assigned exactly once in each of the three is set to what the edit makes of it, whatever it is in
+    `onto`. `merge(onto, base, edited)` merges the three without those changes; None if it finds a conflict.
     """
-    before, after, target = (numbers(path, source) for source in (base, edited, onto))
-    names = [number.name for number in before]
-    if names != [number.name for number in after] or _around(base, before) != _around(edited, after):
+    texts = [_unique(path, source) for source in (base, edited, onto)]
+    old, new, there = texts
+    changed = {name: new[name] for name in old if name in new and name in there and old[name] != new[name]}
+    before = {name: old[name] for name in changed}
+    rest = _with(path, edited, before)
+    merged = _with(path, onto, before) if rest == base else merge(_with(path, onto, before), base, rest)
+    if merged is None or not changed.keys() <= _unique(path, merged).keys():
         return None
-    changed = {
-        new.name: (_text(base, old), _text(edited, new))
-        for old, new in zip(before, after, strict=True)
-        if _text(base, old) != _text(edited, new)
-    }
-    times, times_there = Counter(names), Counter(number.name for number in target)
-    if not changed or any(times[name] != 1 or times_there[name] != 1 for name in changed):
-        return None
-    source, replaced = onto, []
-    for number in sorted(target, key=lambda number: number.start, reverse=True):
-        if number.name in changed:
-            old, new = changed[number.name]
-            now = _text(onto, number)
-            if now not in (old, new):
-                replaced.append(f"{path} {number.name}: {now.decode()} -> {new.decode()}, proposed from {old.decode()}")
-            source = source[: number.start] + new + source[number.end :]
-    return Renumbered(source, tuple(reversed(replaced)))
+    replaced = tuple(
+        f"{path} {name}: {there[name].decode()} -> {text.decode()}, proposed from {old[name].decode()}"
+        for name, text in changed.items()
+        if there[name] not in (old[name], text)
+    )
+    return Renumbered(_with(path, merged, changed), replaced)
+
+
+def _unique(path: str, source: bytes) -> dict[str, bytes]:
+    """The text of each number, by its name, whose name is assigned one only once."""
+    found = numbers(path, source)
+    times = Counter(number.name for number in found)
+    return {number.name: _text(source, number) for number in found if times[number.name] == 1}
+
+
+def _with(path: str, source: bytes, texts: Mapping[str, bytes]) -> bytes:
+    """`source` with other texts for the numbers of these names."""
+    for number in sorted(numbers(path, source), key=lambda number: number.start, reverse=True):
+        if number.name in texts:
+            source = source[: number.start] + texts[number.name] + source[number.end :]
+    return source
 
 
 def _text(source: bytes, number: Number) -> bytes:
     return source[number.start : number.end]
-
-
-def _around(source: bytes, found: list[Number]) -> list[bytes]:
-    """What stands before, between and after the numbers."""
-    edges = [0, *(edge for number in found for edge in (number.start, number.end)), len(source)]
-    return [source[start:end] for start, end in zip(edges[0::2], edges[1::2], strict=True)]
 
 
 def _assigned(body: list[ast.stmt], prefix: str) -> Iterator[tuple[str, ast.expr, float | int]]:

@@ -32,8 +32,8 @@ class Reapplied:
 def reapply(objects: ObjectStore, candidate: Candidate, onto: str) -> Reapplied:
     """The edit of `candidate` as a candidate over the commit `onto`. Raises ConflictError, RepositoryError.
 
-    Where the edit changes only numbers that a Python file assigns to names, each is set by its name in the file of
-    `onto`, whatever its value is there. Any other file that both changed is merged from three sides.
+    A number that a Python file assigns to a name is set by its name in the file of `onto`, whatever its value is there.
+    What else both changed in a file is merged from three sides.
     """
     if candidate.base == onto:
         return Reapplied(candidate)
@@ -100,13 +100,14 @@ def _merged(objects: ObjectStore, ours: Change, theirs: Change, notes: list[str]
     mode = edited.mode if edited.mode != base.mode else there.mode
     with objects.blobs() as blobs:
         contents = [blobs.read(entry.blob) for entry in (base, edited, there)]
-    if ours.path.endswith(".py"):
-        found = renumbered(ours.path, *contents)
-        if found is not None:
-            notes.extend(map(printable, found.replaced))
-            return (ours.path, found.source, mode)
-    merged = objects.merge_file(contents[2], contents[0], contents[1])
-    return None if merged is None else (ours.path, merged, mode)
+    if not ours.path.endswith(".py"):
+        merged = objects.merge_file(contents[2], contents[0], contents[1])
+        return None if merged is None else (ours.path, merged, mode)
+    found = renumbered(ours.path, contents[0], contents[1], contents[2], objects.merge_file)
+    if found is None:
+        return None
+    notes.extend(map(printable, found.replaced))
+    return (ours.path, found.source, mode)
 
 
 def _crosses(change: Change, theirs: dict[str, Change]) -> bool:

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 
 from arsandbox_fixtures.command_line import driven
+from arsandbox_fixtures.docker_engine import containers
 from arsandbox_fixtures.leftovers import leftovers
-from arsandbox_fixtures.task import CONFIG, answering
+from arsandbox_fixtures.task import CONFIG, TRAIN, answering
+from arsandbox_fixtures.waiting import wait_for
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(180)]
 
@@ -209,16 +211,36 @@ def test_a_slow_loser_is_not_promoted_over_a_faster_winner(project: Any) -> None
     until_told = "import time\nwhile not os.path.exists('/tmp/go'): time.sleep(0.05)"
     running = task.start("--json", "--patch", task.patch(answering(5, before=until_told)))
     training = task.wait_for_training()
-    fast = task.run_train(answering(3.5))
+    fast = task.run_train(TRAIN.replace("10.0", "3.5"))
     assert fast.record["promotion"] is not None, fast
     assert running.process.poll() is None, "the slow one should still be training"
     assert training.exec_run(["touch", "/tmp/go"]).exit_code == 0
+    wait_for(lambda: training.id not in [one.id for one in containers(task.home)], what="the end of the training")
+    again = task.wait_for_training()  # it won against the old champion, and is measured on the new one
+    assert again.exec_run(["touch", "/tmp/go"]).exit_code == 0
     slow = running.wait()
     assert slow.record["metric"]["value"] == 2.0
     assert slow.record["verdict"] == "discard", slow
     assert slow.record["promotion"] is None
-    assert slow.record["baseline"]["experiment"] == fast.record["id"], "decided again, against the new champion"
+    assert slow.record["baseline"]["experiment"] == fast.record["id"], "decided on the new champion"
+    assert slow.record["base_commit"] == fast.record["promotion"]["commit"] and slow.record["moved_from"]
     assert task.branches()["arsandbox/t"] == fast.record["promotion"]["commit"]
+    task.verify()
+
+
+def test_a_winner_that_conflicts_with_what_was_promoted_meanwhile_stays_pending(project: Any) -> None:
+    """It was measured, and undoes nothing: the record says what it won, and one line says why that is all."""
+    task = project()
+    base = task.git("rev-parse", "HEAD")
+    rival = task.commit({"train.py": TRAIN.replace('print("---")', 'print("--- ")')}, "rival")
+    task.git("reset", "-q", "--hard", base)
+    edit = task.patch(TRAIN.replace("10.0", "5.0").replace('print("---")', 'print("---")  # mine'))
+    done = driven(DRIVER, [rival, "run", "--repo", task.path, "--tag", "t", "--patch", edit, "--json"], task.env)
+    assert done.code == 0 and done.record["verdict"] == "pending", done
+    assert "conflicts with" in done.err and "train.py" in done.err
+    assert task.branches()["arsandbox/t"] == rival
+    again = task.cli("confirm", done.record["id"])
+    assert again.code == 2 and "conflicts with" in again.err, again
     task.verify()
 
 

@@ -112,14 +112,14 @@ def test_a_patch_is_put_on_by_way_of_the_commit_that_it_fits(make_repo) -> None:
         ("A = -1e-3  # é\n", "A = -2e-3  # é\n", "# ü\nA = -1e-3\n", "# ü\nA = -2e-3\n"),
         ("class C:\n    a = 1\na = 1\n", "class C:\n    a = 2\na = 1\n", "a = 5\nclass C:\n    a = 3\n",
          "a = 5\nclass C:\n    a = 2\n"),
-        ("A = 1\n", "A = 2  # more\n", "A = 1\n", None),  # more than a number
-        ("A = 1\n", "A = 'x'\n", "A = 1\n", None),
-        ("A = 1\nA = 2\n", "A = 1\nA = 3\n", "A = 1\nA = 2\n", None),  # which of the two is not certain
+        ("A = 1\n", "A = 2\nB = 7\n", "A = 3\n", "A = 2\nB = 7\n"),  # the number by name, the rest by the merge
+        ("A = 1\n", "A = 2\nx()\n", "A = 1\ny()\n", None),  # the rest conflicts
+        ("A = 1\n", "A = 'x'\n", "A = 3\n", None),
+        ("A = 1\nA = 2\n", "A = 1\nA = 3\n", "A = 1\nA = 4\n", None),  # which of the two is not certain
         ("A = 1\n", "A = 2\n", "B = 1\n", None),
         ("A = 1\n", "A = 2\n", "def (\n", None),
-        ("A = 1\n", "A = 1\n", "A = 1\n", None),
     ],
 )  # fmt: skip
-def test_numbers_by_name(base: str, edited: str, onto: str, becomes: str | None) -> None:
-    found = renumbered("a.py", base.encode(), edited.encode(), onto.encode())
+def test_numbers_by_name(base: str, edited: str, onto: str, becomes: str | None, put: Put) -> None:
+    found = renumbered("a.py", base.encode(), edited.encode(), onto.encode(), put.objects.merge_file)
     assert (found.source.decode() if found else None) == becomes
