@@ -195,7 +195,7 @@ ATTACKS: list[tuple[str, str]] = [  # what the proposer does in each round, and 
 ]
 
 
-@pytest.mark.group("engines")
+@pytest.mark.group("hostile")
 def test_a_loop_goes_on_under_a_proposer_that_attacks(project: Any) -> None:
     task = project()
     program = f"import os; exec({[attack for attack, _ in ATTACKS]!r}[int(os.environ['ARSANDBOX_ROUND']) - 1])"

@@ -169,7 +169,7 @@ def evaluating(project: Callable[..., Any], home: Path) -> tuple[Any, Any]:
     return made, running
 
 
-@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.group("engines")), signal.SIGKILL])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.group("faults")), signal.SIGKILL])
 def test_an_evaluation_whose_controller_ends_leaves_nothing(
     project: Callable[..., Any], own_home: Path, number: signal.Signals
 ) -> None:
