@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import pytest
 
-# Modules that take half a minute or more, longest first; then whole folders.
+# Modules that take half a minute or more, longest first; then whole folders. While the first one makes the image that
+# all tests of an engine wait for, two that need none use the processors.
 FIRST = (
-    "integration/test_rerun.py", "integration/test_recovery.py", "integration/test_rerun_recorded.py",
+    "integration/test_rerun.py", "unit/sandbox/test_ledger_concurrency.py", "unit/sandbox/evidence/test_tampered",
+    "integration/test_recovery.py", "integration/test_rerun_recorded.py",
     "integration/test_loop.py", "integration/test_image_build.py", "integration/test_promotion.py",
     "integration/test_gpu_hook.py", "cheats/test_levels.py", "cli/test_run.py",
     "integration/test_registry.py", "integration/test_confirm.py", "integration/test_death.py",

@@ -30,12 +30,16 @@ def facts(process: subprocess.Popen[str]) -> dict[str, Any]:
     place = Path("/proc") / str(process.pid)
     rows = dict(line.split(":\t", 1) for line in (place / "status").read_text().splitlines() if ":\t" in line)
     return {
-        **{name: rows[name].strip() for name in ("SigBlk", "SigIgn", "SigCgt", "Umask", "Threads", "Uid", "CapEff")},
+        **{name: rows[name].strip() for name in ("SigBlk", "SigIgn", "SigCgt", "Umask", "Uid", "CapEff")},
         "session": os.getsid(process.pid), "group": os.getpgid(process.pid), "folder": os.readlink(place / "cwd"),
         "streams": [os.readlink(place / "fd" / str(n)).partition(":")[0] for n in range(3)],
-        "sockets": sum(os.readlink(one).startswith("socket:") for one in (place / "fd").iterdir()),
         "limits": (place / "limits").read_text(),
     }  # fmt: skip
+
+
+def files(pid: int) -> set[str]:
+    """What a process has open, /dev/null aside."""
+    return {os.readlink(one) for one in (Path("/proc") / str(pid) / "fd").iterdir()} - {os.devnull}
 
 
 def test_its_process_is_as_a_fresh_one_and_ends_as_it(project: Any, tmp_path: Path) -> None:
@@ -48,6 +52,10 @@ def test_its_process_is_as_a_fresh_one_and_ends_as_it(project: Any, tmp_path: Pa
             running = task.start("--patch", edit, fresh=fresh, cwd=tmp_path)
             task.wait_for_training()
             seen.append(facts(running.process))
+            parent = int((Path("/proc") / str(running.process.pid) / "stat").read_text().rpartition(")")[2].split()[1])
+            assert (parent == os.getpid()) is fresh
+            if not fresh:
+                assert files(running.process.pid) & files(parent) <= {os.readlink(f"/proc/{parent}/fd/2")}
             assert running.process.poll() is None
             running.process.kill()
             ends.append(running.wait().code)

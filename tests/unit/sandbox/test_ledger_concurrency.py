@@ -20,31 +20,75 @@ RECORDS_EACH = 1000
 KILLS = 25
 SECONDS = 30.0
 
-# Appends its count, and goes on until there is a file `enough`; says each id after append has returned.
-WRITER = """
+# Makes a writer of each name and count that it reads, and says its pid; told `wait`, how the last one ended. A writer
+# appends its count, and goes on until there is a file `enough`; it says each id after append has returned.
+WRITERS = """
 import itertools, os, sys
 from pathlib import Path
 from arsandbox.sandbox.ledger import Ledger
 from arsandbox.sandbox.record import Record
-directory, name, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-template = Record.model_validate_json(Path(sys.argv[4]).read_text())
-with Ledger.open(directory) as ledger:
-    for number in itertools.count():
-        if number >= count and (directory / "enough").exists():
-            break
-        draft = template.model_copy(update={"id": f"{name}-{number:06d}"})
-        if number % 4 == 0:
-            ledger.begin(draft)
-        ledger.append(draft)
-        os.write(1, draft.id.encode() + b"\\n")
+directory, acknowledged = Path(sys.argv[1]), os.open(sys.argv[3], os.O_WRONLY | os.O_APPEND)
+template = Record.model_validate_json(Path(sys.argv[2]).read_text())
+
+def write(name, count):
+    with Ledger.open(directory) as ledger:
+        for number in itertools.count():
+            if number >= count and (directory / "enough").exists():
+                break
+            draft = template.model_copy(update={"id": f"{name}-{number:06d}"})
+            if number % 4 == 0:
+                ledger.begin(draft)
+            ledger.append(draft)
+            os.write(acknowledged, draft.id.encode() + b"\\n")
+
+for line in sys.stdin:
+    if line == "wait\\n":
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+        continue
+    name, count = line.split()
+    pid = os.fork()
+    if pid == 0:
+        write(name, int(count))
+        os._exit(0)
+    print(pid, flush=True)
 """
 
 
-def start(directory: Path, name: str, count: int, template: Path, acknowledged: Path) -> subprocess.Popen[bytes]:
-    with acknowledged.open("ab") as file:
-        return subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(directory), name, str(count), str(template)], stdout=file
-        )
+class Writer:
+    """A process that writes; its interpreter has imported everything before, so that starting it takes no time."""
+
+    def __init__(self, directory: Path, template: Path, acknowledged: Path) -> None:
+        self._program = subprocess.Popen(
+            [sys.executable, "-c", WRITERS, str(directory), str(template), str(acknowledged)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        self.pid = 0
+
+    def _ask(self, line: str) -> int:
+        assert self._program.stdin is not None and self._program.stdout is not None
+        self._program.stdin.write(line + "\n")
+        self._program.stdin.flush()
+        return int(self._program.stdout.readline())
+
+    def start(self, name: str, count: int) -> None:
+        self.pid = self._ask(f"{name} {count}")
+
+    def is_alive(self) -> bool:
+        """Whether it runs: it is a zombie from its end until wait()."""
+        return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+
+    def wait(self) -> int:
+        self.pid, pid = 0, self.pid
+        return self._ask("wait") if pid else 0
+
+    def close(self) -> None:
+        if self.pid:
+            self.kill()
+            self.wait()
+        self._program.communicate()
 
 
 def whole_lines(file: Path) -> list[str]:
@@ -57,32 +101,32 @@ def test_what_was_acknowledged_is_never_lost(tmp_path: Path, make_record: Callab
     template, acknowledged = tmp_path / "template.json", tmp_path / "acknowledged"
     template.write_text(make_record().model_dump_json())
     acknowledged.touch()
-    steady = [start(tmp_path, name, RECORDS_EACH, template, acknowledged) for name in ("first", "second")]
+    first, second, victim = (Writer(tmp_path, template, acknowledged) for _ in range(3))
+    steady = (first, second)
     rng = random.Random(20240102)
     began = time.monotonic()
     kills = killed_while_writing = 0
-    victim: subprocess.Popen[bytes] | None = None
     try:
-        while kills < KILLS or any(process.poll() is None for process in steady):
+        for name, writer in zip(("first", "second"), steady, strict=True):
+            writer.start(name, RECORDS_EACH)
+        while kills < KILLS or any(writer.is_alive() for writer in steady):
             assert time.monotonic() - began < SECONDS * 2, "the writers do not get on"
             if kills >= KILLS:
                 (tmp_path / "enough").touch()
                 time.sleep(0.05)
                 continue
             name = f"victim{kills:03d}"
-            victim = start(tmp_path, name, 1_000_000, template, acknowledged)
+            victim.start(name, 1_000_000)
             wait_until_it_writes(acknowledged, name, victim)
             time.sleep(rng.uniform(0, 0.02))
-            victim.send_signal(signal.SIGKILL)
+            victim.kill()
             assert victim.wait() == -signal.SIGKILL
-            killed_while_writing += any(process.poll() is None for process in steady)
+            killed_while_writing += any(writer.is_alive() for writer in steady)
             kills += 1
-        assert [process.wait() for process in steady] == [0, 0]
+        assert [writer.wait() for writer in steady] == [0, 0]
     finally:
-        for process in (*steady, *([victim] if victim else [])):
-            if process.poll() is None:
-                process.kill()
-                process.wait()
+        for writer in (*steady, victim):
+            writer.close()
 
     told = whole_lines(acknowledged)
     with Ledger.open(tmp_path) as ledger:
@@ -109,7 +153,7 @@ def test_what_was_acknowledged_is_never_lost(tmp_path: Path, make_record: Callab
     assert time.monotonic() - began < 60
 
 
-def wait_until_it_writes(acknowledged: Path, name: str, process: subprocess.Popen[bytes]) -> None:
+def wait_until_it_writes(acknowledged: Path, name: str, writer: Writer) -> None:
     end = time.monotonic() + 20
     needle = name.encode() + b"-"
     while time.monotonic() < end:
@@ -117,6 +161,6 @@ def wait_until_it_writes(acknowledged: Path, name: str, process: subprocess.Pope
             file.seek(max(0, file.seek(0, os.SEEK_END) - 4000))
             if needle in file.read():
                 return
-        assert process.poll() is None, "a writer ended by itself"
+        assert writer.is_alive(), "a writer ended by itself"
         time.sleep(0.002)
     pytest.fail("a writer did not write within 20 s")
