@@ -95,9 +95,12 @@ class Processes:
         names = [_name(pid) for pid in self.leftovers()]
         for number, patience in ((signal.SIGTERM, LEFTOVER_GRACE_S), (signal.SIGKILL, 2.0)):
             end = time.monotonic() + patience
-            for pid in self.leftovers():
-                _kill(pid, number)
-            while self.leftovers() and time.monotonic() < end:
+            told: set[int] = set()
+            # Each is told once, since a daemon that is told again may drop its work; some start meanwhile.
+            while (left := set(self.leftovers())) and time.monotonic() < end:
+                for pid in left - told:
+                    _kill(pid, number)
+                told |= left
                 time.sleep(0.1)
         return names
 

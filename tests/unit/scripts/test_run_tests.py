@@ -372,8 +372,8 @@ def test_a_missing_tool_fails_ci_and_is_a_line_elsewhere() -> None:
 
 
 def gone(pid: int) -> bool:
-    """Whether a process has ended, within five seconds."""
-    end = time.monotonic() + 5
+    """Whether a process has ended, within half a minute."""
+    end = time.monotonic() + 30
     while time.monotonic() < end:
         try:
             if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
@@ -428,7 +428,7 @@ def test_a_signal_ends_what_runs(number: signal.Signals, code: int) -> None:
     with child(RUNNING) as (tool, pids):
         assert len(pids) == 2
         tool.send_signal(number)
-        assert tool.wait(10) == code
+        assert tool.wait(60) == code
         assert all(gone(pid) for pid in pids)
 
 
@@ -436,7 +436,7 @@ def test_a_time_limit_ends_a_program(tmp_path: Path) -> None:
     own, began = processes.Processes(), time.monotonic()
     with pytest.raises(processes.TimeIsUpError):
         own.run(["sleep", "60"], cwd=tmp_path, limit_s=0.1)
-    assert time.monotonic() - began < 10 and not own.leftovers()
+    assert time.monotonic() - began < 30 and not own.leftovers()
     assert own.run(["sh", "-c", "exit 3"], cwd=tmp_path) == 3
 
 
