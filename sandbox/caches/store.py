@@ -5,6 +5,7 @@ A version never changes; a name stands for its newest one. Nothing but the comma
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -262,6 +263,10 @@ def _resolved(entry: os.DirEntry[str]) -> Path | None:
     """The regular file that `entry` is or leads to; None where there is none."""
     try:
         real = Path(entry.path).resolve(strict=True)
-    except (FileNotFoundError, RuntimeError):  # a link to nowhere, or to itself
+    except RuntimeError:  # a link to itself, up to Python 3.12
         return None
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):  # a link to nowhere, or to itself
+            return None
+        raise
     return real if real.is_file() else None
