@@ -96,12 +96,16 @@ class Processes:
         for number, patience in ((signal.SIGTERM, LEFTOVER_GRACE_S), (signal.SIGKILL, 2.0)):
             end = time.monotonic() + patience
             told: set[int] = set()
+            # A process has no environment to be known by while it becomes another program: none twice is none.
+            looks_without = 0
             # Each is told once, since a daemon that is told again may drop its work; some start meanwhile.
-            while (left := set(self.leftovers())) and time.monotonic() < end:
+            while time.monotonic() < end and looks_without < 2:
+                left = set(self.leftovers())
+                looks_without = 0 if left else looks_without + 1
                 for pid in left - told:
                     _kill(pid, number)
                 told |= left
-                time.sleep(0.1)
+                time.sleep(0.05)
         return names
 
     def _start(
