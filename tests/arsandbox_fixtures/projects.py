@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-import re
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -129,10 +129,10 @@ class Project:
 
     def state(self) -> Path:
         """This repository's state directory."""
-        name = re.compile(f"{re.escape(self.path.name)}-[0-9a-f]{{12}}")
-        found = [p for p in (self.home / "repos").iterdir() if name.fullmatch(p.name)]
-        assert len(found) == 1, found
-        return found[0]
+        # By the end of its name, which is the path's digest: other repositories of the session may be called alike.
+        digest = hashlib.sha256(os.fsencode((self.path / ".git").resolve())).hexdigest()[:12]
+        (found,) = (self.home / "repos").glob(f"*-{digest}")
+        return found
 
     def experiment_files(self, identity: str) -> Path:
         """The directory of one experiment."""
