@@ -28,6 +28,11 @@ DEFAULT_RUN = Group(
 )
 GROUPS = (
     Group(
+        "long",
+        holds="long stories against a real engine: reruns, images built from nothing, test suites; CI runs it, too",
+        needs="Docker",
+    ),
+    Group(
         "engines",
         holds="long tests against real engines: images, GPUs' stand-ins, a whole sweep",
         needs="Docker, docker-registry, gcc, and root for daemons of its own",

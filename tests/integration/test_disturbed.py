@@ -17,7 +17,7 @@ from arsandbox_fixtures.leftovers import leftovers
 from arsandbox_fixtures.reruns import rerun
 from arsandbox_fixtures.task import CONFIG, answering
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.engine, pytest.mark.group("long"), pytest.mark.timeout(300)]
 
 
 # --- disturbed measurements -------------------------------------------------------------------------------

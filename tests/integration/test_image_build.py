@@ -28,7 +28,7 @@ from arsandbox.images.wheels import packages_folder, platforms
 from arsandbox_fixtures.layer_cache import layer_cache
 from arsandbox_fixtures.places import ROOT
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.engine, pytest.mark.group("long"), pytest.mark.timeout(240)]
 
 # Its own variable gives it an ID of its own: these tests remove it, and others run the image `cpu` meanwhile.
 _CPU = load_recipe("cpu")

@@ -19,7 +19,7 @@ from arsandbox_fixtures.places import EXAMPLES
 from arsandbox_fixtures.projects import Project
 from arsandbox_fixtures.reruns import grades, rerun
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.engine, pytest.mark.group("long"), pytest.mark.timeout(300)]
 RESTING = {"agrees", "disagrees"}
 
 

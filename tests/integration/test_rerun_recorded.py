@@ -19,7 +19,7 @@ from arsandbox_fixtures.leftovers import leftovers
 from arsandbox_fixtures.reruns import grades, rerun
 from arsandbox_fixtures.task import CONFIG, answering
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.engine, pytest.mark.group("long"), pytest.mark.timeout(300)]
 
 
 # --- a task that takes no time ----------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from arsandbox.images.recipe import load_recipe
 from arsandbox.sandbox.engines.registry import open_engine
 from arsandbox_fixtures import command_line
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.group("long")]
 
 CODE = """\
 def double(x):

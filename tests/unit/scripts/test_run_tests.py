@@ -70,7 +70,7 @@ def test_what_follows_two_dashes_is_pytests() -> None:
         (["-x"], "pytest's come after --"),
         (["--times", "0"], "at least once"),
         (["--busy", "many"], "many is no number"),
-        (["--all", "nix"], "those are engines"),
+        (["--all", "nix"], "those are long"),
         (["tests/nothing"], "tests/nothing is no file or folder"),
         (["--tim", "3"], "--tim is no option"),
     ],
