@@ -28,6 +28,8 @@ from arsandbox.sandbox.run_directory import run_directory
 
 # Attempts at one confirming run of the champion, which is known to work.
 _CHAMPION_ATTEMPTS = 3
+# Findings about where an edit came from, which stay true on another champion; all others are of one measurement.
+_OF_THE_PROPOSAL = {"outside_editable", "edit_conflict"}
 
 
 def confirm(what: Plan, pending: Record, engine: Engine, listener: Listener, *, recovering: bool = True) -> Record:
@@ -97,7 +99,7 @@ def _moved(what: Plan, pending: Record, champion: Champion, won: str) -> Plan:
     """The plan of the same edit on the new champion. Raises ConflictError."""
     found = reapply(what.repository.objects, what.candidate, champion.commit)
     told = f"on the champion before: {won} (experiment {pending.id})"
-    findings = [finding for finding in what.findings if finding.code != "replaces"]
+    findings = [finding for finding in pending.findings if finding.code in _OF_THE_PROPOSAL]
     audit = what.options.audit or pending.trust == "L4"
     plan = replace(
         what,

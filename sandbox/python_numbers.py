@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import codecs
+import io
+import tokenize
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -38,6 +40,9 @@ def numbers(path: str, source: bytes) -> list[Number]:
     if len(source) > _LARGEST_FILE or source.startswith(codecs.BOM_UTF8):
         return []
     try:
+        # Columns of the syntax tree count bytes of UTF-8: in another encoding they would be other places.
+        if tokenize.detect_encoding(io.BytesIO(source).readline)[0] != "utf-8":
+            return []
         tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return []

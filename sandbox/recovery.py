@@ -19,7 +19,7 @@ from arsandbox.sandbox.engines.port import Engine
 from arsandbox.sandbox.engines.registry import names, open_engine
 from arsandbox.sandbox.errors import ArsandboxError, MachineError, UsageError
 from arsandbox.sandbox.ledger import Ledger
-from arsandbox.sandbox.models import utc_now
+from arsandbox.sandbox.models import Finding, Verdict, utc_now
 from arsandbox.sandbox.record import Record
 from arsandbox.sandbox.repository import OBJECTS, Repository
 from arsandbox.sandbox.workspace.overlay import unmount_below
@@ -162,13 +162,24 @@ def _finished(ledger: Ledger, record: Record, old_commit: str) -> str:
     """Move the ref that was meant to move, or record the winner without a promotion."""
     assert record.promotion is not None  # noqa: S101 - an intent is made of a record with one
     prepared = promotion.Prepared(record.promotion.commit, record.promotion.ref, old_commit)
+    overtaken = False
     try:
-        moved = promotion.publish(Repository.open(Path(record.repo)), prepared)
+        repository = Repository.open(Path(record.repo))
+        if promotion.publish(repository, prepared):
+            ledger.append(record)
+            return f"experiment {record.id}: promotion to {prepared.ref} completed"
         why = "the branch has moved since"
+        overtaken = record.branch not in repository.checked_out_branches()
     except ArsandboxError as error:
-        moved, why = False, error.message
-    if moved:
-        ledger.append(record)
-        return f"experiment {record.id}: promotion to {prepared.ref} completed"
-    ledger.append(record.model_copy(update={"promotion": None, "reason": f"{record.reason}; not promoted: {why}"}))
+        why = error.message
+    unpromoted = record.model_copy(update={"promotion": None, "reason": f"{record.reason}; not promoted: {why}"})
+    ledger.append(_as_a_living_controller_had(unpromoted) if overtaken else unpromoted)
     return f"experiment {record.id}: not promoted: {why}"
+
+
+def _as_a_living_controller_had(record: Record) -> Record:
+    """The record of a winner in whose champion's place another one was promoted: it is to be measured on that one."""
+    if record.confirms is not None:
+        return record.model_copy(update={"verdict": Verdict.INTERRUPTED})
+    finding = Finding(code="champion_moved", detail="another candidate was promoted meanwhile")
+    return record.model_copy(update={"verdict": Verdict.PENDING, "findings": (*record.findings, finding)})

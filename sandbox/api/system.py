@@ -20,10 +20,10 @@ from arsandbox.sandbox.api.evaluating import Evaluation, evaluate_result
 from arsandbox.sandbox.api.history import FILE_NAME
 from arsandbox.sandbox.api.opening import Target, target
 from arsandbox.sandbox.api.runs import explained
-from arsandbox.sandbox.errors import ArsandboxError, UsageError
+from arsandbox.sandbox.errors import ArsandboxError, ConflictError, UsageError
 from arsandbox.sandbox.events import Listener
 from arsandbox.sandbox.ledger import Ledger
-from arsandbox.sandbox.models import Goal, Model, Verdict
+from arsandbox.sandbox.models import Finding, Goal, Model, Verdict
 from arsandbox.sandbox.planning import Plan, plan_of
 from arsandbox.sandbox.proposers.brief import PROGRAM, make_brief
 from arsandbox.sandbox.proposers.port import (
@@ -187,22 +187,46 @@ class SystemExperiment:
     def _confirmed(self, wanted: Target, plan: Plan, pending: Record, began: float) -> SystemStatus:
         """The result of a process that died before it was confirmed: that is finished before anything is proposed."""
         left = plan_of(plan.repository, pending, wanted.request(promote=True).options)
-        record = confirmation.confirm(left, pending, wanted.engine(), wanted.listener)
+        try:
+            record = confirmation.confirm(left, pending, wanted.engine(), wanted.listener)
+        except ConflictError as conflict:
+            record = self._conflicting(wanted, pending, conflict)
         return self._told(record, None, left, pending.description, began)
 
     def _measured(self, wanted: Target, champion: str, proposal: Proposal, began: float) -> SystemStatus:
-        unchanged = wanted.plan(promote=True, base=champion, commit=champion, description=proposal.description)
-        objects, base = unchanged.repository.objects, unchanged.repository.head()
-        made_on = lineage(objects, base, champion) if proposal.floating else (champion,)
+        unchanged = self._unchanged(wanted, champion, proposal.description)
+        objects, now = unchanged.repository.objects, unchanged.base
+        made_on = lineage(objects, unchanged.repository.head(), now) if proposal.floating else (champion,)
         try:
-            edit = fitted(objects, proposal.diff, champion, made_on, name=proposal.description or "the proposal")
-        except UsageError as error:  # a patch of a queue that does not fit, or is none
+            edit = fitted(objects, proposal.diff, now, made_on, name=proposal.description or "the proposal")
+        except UsageError as error:  # it is no patch, or conflicts with what another controller promoted meanwhile
             return self._status("rejected", error.message, proposal, began)
+        if edit.candidate.is_base:
+            return self._status("rejected", f"the champion {now[:12]} holds this change already", proposal, began)
         plan, engine = unchanged.with_edit(edit, proposal.findings), wanted.engine()
         record = experiment.run(plan, engine, wanted.listener)
         if record.verdict is Verdict.PENDING:
-            record = confirmation.confirm(plan, record, engine, wanted.listener)
+            try:
+                record = confirmation.confirm(plan, record, engine, wanted.listener)
+            except ConflictError as conflict:
+                record = self._conflicting(wanted, record, conflict)
         return self._told(record, proposal, plan, proposal.description, began)
+
+    def _unchanged(self, wanted: Target, champion: str, description: str) -> Plan:
+        """The plan that changes nothing of the champion of now, which another controller may have moved."""
+        while True:
+            plan = wanted.plan(promote=True, base=champion, commit=champion, description=description)
+            if plan.champion.commit == champion:
+                return plan
+            champion = plan.champion.commit
+
+    def _conflicting(self, wanted: Target, pending: Record, conflict: ConflictError) -> Record:
+        """Record that a pending edit does not fit the champion any more, so that the next round is another one."""
+        plan = self._unchanged(wanted, pending.base_commit, pending.description)
+        finding = Finding(code="edit_conflict", detail=conflict.message)
+        reason = f"{pending.id} won, but does not fit the champion of now: {conflict.message}"
+        engine, listener = wanted.engine(), wanted.listener
+        return experiment.without_run(plan, Verdict.REJECTED, reason, (finding,), engine, listener)
 
     def _told(
         self, record: Record, proposal: Proposal | None, plan: Plan, description: str, began: float

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -38,13 +38,23 @@ class Course:
     find_image: Callable[[str], ImageRef]
 
 
-def finals(records: list[Record]) -> dict[int, Record]:
-    """The record that ended each round, by its number. Interrupted and still pending ones end none."""
+def finals(records: list[Record], abandoned: Mapping[int, str] | None = None) -> dict[int, Record]:
+    """The record that ended each round, by its number. Interrupted and still pending ones end none.
+
+    A disturbed run ends its round only if it is the last one: another run comes after it. `abandoned` are the ids, by
+    round, up to which records are of an edit in whose place another one was proposed.
+    """
     found: dict[int, Record] = {}
     for record in records:
-        open_ends = (Verdict.INTERRUPTED, Verdict.PENDING, Verdict.BASELINE)
-        if record.round is not None and record.part is None and record.verdict not in open_ends:
-            found[record.round.number] = record  # a disturbed run comes before the one that counts
+        if record.round is None or record.part is not None or record.verdict is Verdict.BASELINE:
+            continue
+        number = record.round.number
+        if record.id <= (abandoned or {}).get(number, ""):
+            continue
+        if record.verdict not in (Verdict.INTERRUPTED, Verdict.PENDING):
+            found[number] = record
+        elif number in found and found[number].verdict is Verdict.INVALID:
+            del found[number]
     return found
 
 
@@ -56,7 +66,7 @@ def play(course: Course, entry: Entry, turn: RoundTurn, listener: Listener) -> R
     repository = Repository.open(course.path)
     with Ledger.open(repository.state) as ledger:
         mine = [r for r in ledger.of_loop(course.identity.id) if r.round and r.round.number == entry.number]
-    done = finals(mine).get(entry.number)
+    done = finals(mine, {entry.number: entry.abandoned}).get(entry.number)
     if done is not None:
         return done
     pending = next((r for r in reversed(mine) if _may_go_on(r, entry)), None)
@@ -90,9 +100,9 @@ def run_proposal(course: Course, entry: Entry, turn: RoundTurn, listener: Listen
             what = replace(what, slots=turn.slots(_is_current(what)))
             return what, _recorded(what, course, planned, turn, listener)
         except ConflictError:
+            turn.wait()
             if come:
                 raise
-            turn.wait()
         except Superseded:
             listener.note(f"round {entry.number}: another edit was promoted before its turn; it is put onto that one")
 

@@ -131,12 +131,16 @@ class _Loop:
 
     def run(self) -> Iterator[Record]:
         """The rounds left over first, then new ones."""
-        ended = finals(self._past())
-        self._left_over.extend(entry for entry in self._journal.entries() if entry.number not in ended)
+        entries = self._journal.entries()
+        ended = finals(self._past(), {entry.number: entry.abandoned for entry in entries})
+        self._left_over.extend(entry for entry in entries if entry.number not in ended)
         self._resumed.update(entry.number for entry in self._left_over)
         try:
             # What names no proposer is refused before anything is measured.
             desk = self._desk()
+            if desk.queued:  # what went back waits for the end of the queue again
+                self._back.extend(entry for entry in self._left_over if entry.conflict is not None)
+                self._left_over = deque(entry for entry in self._left_over if entry.conflict is None)
             self._know_the_champion()
         except KeyboardInterrupt as error:
             raise Interrupted("the loop was interrupted; arsandbox loop --resume goes on") from error
@@ -272,6 +276,7 @@ class _Loop:
             except ConflictError as conflict:
                 again = self._after_conflict(desk, entry, conflict, ended)
                 if again is None:
+                    self._may_begin(entry)
                     return close_conflict(self._course, entry, conflict, self._listener)
                 if again.conflict is not None and entry.conflict is None and desk.queued:
                     return None

@@ -124,7 +124,7 @@ def message(brief: Brief, settings: Settings) -> str:
     if brief.conflict is not None:
         lines = cleaned(brief.conflict.diff[:_TAIL_BYTES]).strip().split("\n")
         again = (
-            f"Your last edit did not fit, since the code has changed meanwhile in: {', '.join(brief.conflict.paths)}. "
+            f"Your last edit did not fit, since the code has changed meanwhile: {brief.conflict.problem}. "
             "Make it anew on the code of now, if it still makes sense there. It was (data again):\n"
             + "".join(f"| {line}\n" for line in lines)
         )

@@ -118,6 +118,9 @@ def test_a_patch_is_put_on_by_way_of_the_commit_that_it_fits(make_repo) -> None:
         ("A = 1\nA = 2\n", "A = 1\nA = 3\n", "A = 1\nA = 4\n", None),  # which of the two is not certain
         ("A = 1\n", "A = 2\n", "B = 1\n", None),
         ("A = 1\n", "A = 2\n", "def (\n", None),
+        # Columns of another encoding than UTF-8 are not those of the syntax tree: such lines are merged as text.
+        ("# coding: latin-1\nS = 'é'; A = 1\n", "# coding: latin-1\nS = 'é'; A = 2\n",
+         "# coding: latin-1\nS = 'é'; A = 3\n", None),
     ],
 )  # fmt: skip
 def test_numbers_by_name(base: str, edited: str, onto: str, becomes: str | None, put: Put) -> None:

@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from arsandbox.sandbox import hygiene
+from arsandbox.sandbox.config import MeasurementConfig
 from arsandbox.sandbox.engines.fake import FakeEngine, Script
 from arsandbox.sandbox.engines.port import SandboxSpec
 from arsandbox.sandbox.events import Silent
 from arsandbox.sandbox.loop.bounds import Bounds
 from arsandbox.sandbox.models import Stage, Verdict
-from arsandbox.sandbox.record import Record
-from arsandbox_fixtures.fake_loop import FakeLoop, play
+from arsandbox.sandbox.record import Conditions, Record
+from arsandbox_fixtures.fake_loop import KILLED, FakeLoop, play
+from arsandbox_fixtures.waiting import wait_for
 
 MakeLoop = Callable[..., FakeLoop]
 FREE = "[measurement]\npin = false\n"
@@ -217,7 +220,8 @@ def test_a_command_whose_edit_conflicts_is_asked_again_once_with_the_conflict_na
     assert [by_number[n].verdict.value for n in (1, 2)] == ["keep", "keep"]
     asked_again = [brief for brief in briefs if "conflict/edit.diff" in brief]
     assert len(asked_again) == 1 and "-NOTE = 'none'" in asked_again[0]["conflict/edit.diff"]
-    assert "has changed meanwhile in: train.py" in asked_again[0]["message.md"]
+    assert "has changed meanwhile: the edit conflicts with" in asked_again[0]["message.md"]
+    assert "in train.py." in asked_again[0]["message.md"]
     assert codes(by_number[2]) == ["edit_conflict"]
     assert "ANSWER = -10.0" in tip(made) and "EXTRA = -15.0" in tip(made)
     made.check(over=True)
@@ -246,3 +250,86 @@ def test_a_bound_that_is_reached_keeps_what_was_made_ahead_for_a_resume(fake_loo
     made.check(over=True)
     assert numbers_of(made.rounds(resume=True)) == [3, 4, 5]
     made.check(over=True)
+
+
+def test_what_went_back_waits_for_the_end_of_the_queue_after_a_resume_too(fake_loop: MakeLoop) -> None:
+    made = task(fake_loop, "greedy", text())
+    made.offer({"1": text(answer=-20.0)}, over=text(answer=-10.0))
+    made.offer({"2": text(extra=3.0)}, over=text())
+    made.offer({"3": text(answer=-10.0)}, over=text())
+    stop = made.made.path / "STOP"
+    made.running = lambda number: stop.touch() if number == 2 else None  # 1 is the baseline's
+    assert [record.description[:1] for record in made.rounds(ahead=0)] == ["2"]
+    stop.unlink()
+    made.running = lambda number: None
+    assert [record.description[:1] for record in made.rounds(resume=True, ahead=0)] == ["3", "1"]
+    assert verdicts(made) == {"1": "keep", "2": "discard", "3": "keep"}
+    made.check(over=True)
+
+
+def test_a_winner_whose_first_run_was_disturbed_survives_its_controller(
+    fake_loop: MakeLoop, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    disturbed, real = tmp_path / "disturbed", hygiene.disturbances
+
+    def once(conditions: Conditions | None, measurement: MeasurementConfig) -> list[str]:
+        if disturbed.exists():
+            return list(real(conditions, measurement))
+        disturbed.touch()
+        return ["somebody else computed"]
+
+    made = task(fake_loop, "confirm", text())
+    made.offer({"1": text(answer=-10.0)}, over=text())
+    disturbed.touch()
+    made.rounds(bounds=Bounds(seconds=0))  # the champion and its noise
+    disturbed.unlink()
+    monkeypatch.setattr(hygiene, "disturbances", once)
+    killed = made.child(die_at="paired")
+    assert [record.verdict.value for record in made.records() if record.round and not record.part] == [
+        "invalid", "pending",
+    ]  # fmt: skip
+    made.until_done(killed)
+    assert tip(made) == text(answer=-10.0).strip()
+
+
+def test_a_promotion_that_was_only_noted_is_measured_anew_if_the_branch_has_moved(fake_loop: MakeLoop) -> None:
+    made = task(fake_loop, "greedy", text())
+    made.offer({"0": text(extra=-1.0), "1": text(answer=-10.0)}, over=text())
+    made.rounds(bounds=Bounds(count=1))
+    assert made.child(die_at="intended", resume=True).code == KILLED
+    git = made.made.git
+    made.made.write({"train.py": text(extra=-15.0)})
+    git("add", "train.py")
+    rival = git("commit-tree", git("write-tree"), "-p", git("rev-parse", "arsandbox/t"), "-m", "another's win")
+    git("reset", "-q", "--hard")
+    git("update-ref", "refs/heads/arsandbox/t", rival)
+    made.rounds(resume=True)
+    assert tip(made) == text(answer=-10.0, extra=-15.0).strip()
+    [won] = [record for record in made.records() if record.promotion and record.description.startswith("1.patch")]
+    assert won.moved_from is not None and won.base_commit == rival
+
+
+def test_nobody_is_asked_again_once_no_further_round_begins(fake_loop: MakeLoop) -> None:
+    """STOP comes while the second edit is proposed, which then conflicts: it stays for a resume."""
+    made = task(fake_loop, "greedy", text())
+    stop, asked = made.made.path / "STOP", list[int]()
+    trained, proposing = play(0.0), threading.Event()
+    edits = {1: text(answer=-10.0, note="a"), 2: text(extra=-15.0, note="b")}
+
+    def run(spec: SandboxSpec) -> Script:
+        if spec.stage is Stage.TRAIN:
+            if "NOTE = 'a'" in "".join(f.read_text() for layer in spec.layers for f in Path(layer).glob("train.py")):
+                assert proposing.wait(30)
+            return trained(spec)
+        number = int(spec.environment["ARSANDBOX_ROUND"])
+        asked.append(number)
+        if number == 2 and asked.count(2) == 1:
+            proposing.set()
+            wait_for(lambda: made.repository.branch_tip("arsandbox/t"), what="the first promotion")
+            stop.touch()
+        return Script(files={"train.py": edits[number].encode()}, output=f"DESCRIPTION: {len(asked)}\n".encode())
+
+    made.propose = "command:agent"
+    engine = FakeEngine(run, isolation="container")
+    made.rounds(engine=engine, bounds=Bounds(count=2), parallel=2, ahead=0)
+    assert asked == [1, 2]
