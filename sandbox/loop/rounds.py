@@ -77,6 +77,7 @@ def play(course: Course, entry: Entry, turn: RoundTurn, listener: Listener) -> R
         pending = record
     else:
         turn.wait()
+        turn.begin()
         what = plan_of(repository, pending, course.options)
         what = replace(what, round=_place(course, entry), slots=turn.slots(lambda: True))
     return confirmation.confirm(what, pending, course.engine, listener, recovering=False)

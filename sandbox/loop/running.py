@@ -257,7 +257,7 @@ class _Loop:
         """
         turn = RoundTurn(self._turns, self._slots, entry.number, may_begin=lambda: self._may_begin(entry))
         try:
-            self._turns.wait(entry.number, ahead=1)  # only the next one's sandbox is made ahead of its turn
+            self._turns.wait_to_prepare(entry.number)  # only the next one's sandbox is made ahead of its turn
             record = self._played(desk, entry, turn)
             if record is not None:
                 steps.reached("played")

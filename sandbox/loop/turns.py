@@ -12,12 +12,14 @@ from arsandbox.sandbox.slots import Slot, Slots, Superseded
 class Turns:
     """Rounds in order; the first `most` of those that have not ended are under way, the others wait.
 
+    Of those under way, one begins only after the ones before it have begun: whichever is ready first, none overtakes.
     `stop` is asked while waiting, and may raise.
     """
 
     def __init__(self, most: int, *, stop: Callable[[], None] = lambda: None) -> None:
         self._most, self._stop = most, stop
         self._rounds: list[int] = []
+        self._begun: set[int] = set()
         self._blocked: set[int] = set()
         self._ended = 0
         self._changed = threading.Condition()
@@ -31,20 +33,39 @@ class Turns:
         """Round `number` has ended, or goes back to the end of its queue."""
         with self._changed:
             self._rounds.remove(number)
+            self._begun.discard(number)
             self._ended += 1
             self._changed.notify_all()
 
     def come(self, number: int) -> bool:
         """Whether the turn of round `number` has come."""
         with self._changed:
-            return self._rounds.index(number) < self._most
+            return self._has_come(number)
 
-    def wait(self, number: int, *, ahead: int = 0) -> None:
-        """Return when the turn of round `number` has come, or that of the round which stands `ahead` places before."""
+    def begin(self, number: int) -> None:
+        """Round `number` has begun: the next one may, too, if it is under way."""
         with self._changed:
-            while self._rounds.index(number) >= self._most + ahead:
+            self._begun.add(number)
+            self._changed.notify_all()
+
+    def wait(self, number: int) -> None:
+        """Return when the turn of round `number` has come."""
+        with self._changed:
+            while not self._has_come(number):
                 self._changed.wait(0.2)
                 self._stop()
+
+    def wait_to_prepare(self, number: int) -> None:
+        """Return when round `number` is under way or the next one: no others make their sandboxes ahead."""
+        with self._changed:
+            while self._rounds.index(number) > self._most:
+                self._changed.wait(0.2)
+                self._stop()
+
+    def _has_come(self, number: int) -> bool:
+        place = self._rounds.index(number)
+        # One that waits for another's end holds nobody up: it may wait for this very one.
+        return place < self._most and not set(self._rounds[:place]) - self._begun - self._blocked
 
     @property
     def ended(self) -> int:
@@ -59,6 +80,7 @@ class Turns:
         """
         with self._changed:
             self._blocked.add(number)
+            self._changed.notify_all()
             try:
                 while self._ended == since:
                     if not set(self._rounds[: self._most]) - self._blocked:
@@ -86,6 +108,10 @@ class RoundTurn:
         """Return when it has come. Raises what `may_begin` raises if the round shall not begin any more."""
         self._turns.wait(self.number)
         self._may_begin()
+
+    def begin(self) -> None:
+        """What it does takes its course from here on."""
+        self._turns.begin(self.number)
 
     def slots(self, current: Callable[[], bool]) -> RoundSlots:
         """The slots for one plan of this round; `current` says whether it is still made on the champion."""
@@ -116,4 +142,5 @@ class RoundSlots:
             if not self._begun and not self._current():
                 raise Superseded
             self._begun = True
+            self._turn.begin()
             yield slot

@@ -159,7 +159,7 @@ def test_what_does_not_go_together_is_refused(project: Any, arguments: list[str]
 
 def test_one_signal_finishes_the_round_two_end_it(project: Any, tmp_path: Path) -> None:
     task = project()
-    place = queue(task, tmp_path, {str(n): answering(n, before="import time; time.sleep(4)") for n in (9, 8)})
+    place = queue(task, tmp_path, {str(n): answering(n, before="import time; time.sleep(4)") for n in (8, 9)})
     assert task.run("--json").record["verdict"] == "baseline"
     running = start(
         "loop", "--propose", f"patches:{place}", "--tag", task.tag, "--json", "--repo", task.path, env=task.env
